@@ -1,0 +1,1 @@
+"""loopwise: tiny networks that reason by recursion."""

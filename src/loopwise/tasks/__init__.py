@@ -1,0 +1,1 @@
+"""The puzzles. One file a task; `loopwise tasks` lists them."""
