@@ -65,7 +65,7 @@ class Task(ABC, Generic[C]):
         return inputs, labels, identity
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool | None:
-        """Whether `answer` [L] solves the puzzle `inputs` [L], by the rules alone; None where the rules cannot decide."""
+        """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules alone; None where the rules cannot decide."""
         return None
 
     @abstractmethod
@@ -89,11 +89,10 @@ class Task(ABC, Generic[C]):
         """
 
     def metadata(self) -> dict[str, Json]:
-        """What a checkpoint must keep, beyond the config, for `parse`, `format`, `verify` and `spec` to work without the data."""
+        """What a checkpoint keeps beside the config, so that a puzzle can be read and checked without the data."""
         return {}
 
     @classmethod
     def restore(cls, config: Any, metadata: dict[str, Json]) -> Task[Any]:
-        """Build the task of a checkpoint from its config and what `metadata` returned. Raises CheckpointError-free errors only
-        for malformed metadata (KeyError, TypeError, ValueError), which the checkpoint reader turns into a CheckpointError."""
+        """Build the task of a checkpoint from its config and from what `metadata` returned."""
         return cls(config)
