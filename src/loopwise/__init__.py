@@ -1,1 +1,29 @@
-"""loopwise: tiny networks that reason by recursion."""
+"""loopwise: tiny networks that reason by recursion. Train them, solve with them, watch them think.
+
+solver = loopwise.load("runs/six")
+solver.solve(["4.....2...6....5..1.3...........2.4."])[0].answer
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from loopwise.solving.solver import Solver
+
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
+
+
+def load(checkpoint: str | Path, *, slots: int = 64, device: str = "auto") -> Solver:
+    """Load a trained model, ready to solve: a checkpoint folder, or the name of a model that comes with loopwise.
+
+    Raises CheckpointError, in one line that says what to do, when there is none or it is damaged.
+    """
+    from loopwise.models import find
+    from loopwise.solving.solver import Solver
+
+    return Solver.from_pretrained(find(str(checkpoint)), slots=slots, device=device)

@@ -90,3 +90,4 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # [B, L, V]
     halt_logits: Tensor  # [B] float32; sigmoid is the probability that the answer is right
+    continue_logits: Tensor  # [B] float32; the value of going on, which Q-learning halting trains and TRM does not

@@ -6,6 +6,7 @@ package with one subclass of `Task`; `examples` and `spec` are all that it must 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ class Task(ABC, Generic[C]):
         self.config = config
 
     @property
+    def cacheable(self) -> bool:
+        """Whether `examples` depends on the config alone, and not on a file of the user's that may change."""
+        return True
+
+    @property
     @abstractmethod
     def spec(self) -> TaskSpec:
         """Vocabulary, shape and symbols."""
@@ -65,7 +71,7 @@ class Task(ABC, Generic[C]):
         return inputs, labels, identity
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool | None:
-        """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules alone; None where the rules cannot decide."""
+        """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules; None where they cannot decide."""
         return None
 
     @abstractmethod
@@ -87,6 +93,10 @@ class Task(ABC, Generic[C]):
         Where `puzzle` is given, its givens and the cells that break a rule are told apart; where `previous` is given,
         the cells that have changed since. Symbols that markup would read as tags are escaped.
         """
+
+    def summary(self) -> str:
+        """What one should know of the data, in a few lines, beside what `spec` says."""
+        return " ".join((inspect.getdoc(type(self)) or self.name).split())
 
     def metadata(self) -> dict[str, Json]:
         """What a checkpoint keeps beside the config, so that a puzzle can be read and checked without the data."""

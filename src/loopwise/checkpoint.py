@@ -1,0 +1,138 @@
+"""A trained model is a folder that says what it is: config.json, model.safetensors, README.md.
+
+    config.json         the task and what it needs to read puzzles, the reasoner, their options, the recipe
+    model.safetensors   the weights (of the moving average) and, in the header, step, scores and a checksum
+    README.md           the model card: protocol, data, scores with their intervals, cost
+    last/               the same three for the last weights, where the folder holds the best by validation
+    training/           what `--resume` needs
+
+config.json is written once, when a run starts; the weights name its checksum, so the two cannot be mixed up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import loopwise
+from loopwise.config import from_json, to_json
+from loopwise.errors import CheckpointError, ConfigError, LoopwiseError
+from loopwise.reasoners.base import GradientPolicy, Reasoner
+from loopwise.reasoners.halting import HaltingPolicy
+from loopwise.registry import resolve
+from loopwise.runtime import DTYPES, dtype_name
+from loopwise.storage import json_digest, read_json, read_tensors, write_json, write_tensors
+from loopwise.tasks.base import Task
+from loopwise.types import Json
+
+__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "load_model", "read_model", "save_weights", "write_config"]
+
+FORMAT = "loopwise-1"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A task and a reasoner for it, with the policies it was trained by."""
+
+    task: Task[Any]
+    reasoner: Reasoner[Any]
+    gradient: GradientPolicy
+    halting: HaltingPolicy[Any]
+
+
+def write_config(folder: Path, model: Model, training: dict[str, Json]) -> None:
+    """Write config.json of a model. `training` is the recipe, as JSON."""
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "loopwise": loopwise.__version__,
+            "task": {**_plugin(model.task), "metadata": model.task.metadata()},
+            "reasoner": {**_plugin(model.reasoner), "dtype": dtype_name(model.reasoner.dtype)},
+            "gradient": {"name": _name(model.gradient)},
+            "halting": _plugin(model.halting),
+            "training": training,
+        },
+    )
+
+
+def save_weights(folder: Path, reasoner: Reasoner[Any], notes: dict[str, Json]) -> None:
+    """Write model.safetensors beside the folder's config.json; `notes` (step, scores, cost) go into its header."""
+    write_tensors(folder / WEIGHTS, reasoner.state_dict(), {**notes, "config": _config_id(folder)})
+
+
+def read_model(folder: Path) -> tuple[Model, dict[str, Json]]:
+    """Build the model that config.json describes, without its weights: (model, the recipe as JSON).
+
+    Raises CheckpointError when the file is missing, damaged, or of another program or version.
+    """
+    data = read_json(folder / CONFIG)
+    where = str(folder / CONFIG)
+    if data.get("format") != FORMAT:
+        raise CheckpointError(f"{where} has the format {data.get('format')!r}, this version reads {FORMAT!r}")
+    try:
+        task_class = resolve(data["task"]["name"], "loopwise.tasks", Task)  # type: ignore[type-abstract]
+        reasoner_class = resolve(data["reasoner"]["name"], "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
+        gradient_class = resolve(data["gradient"]["name"], "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
+        halting_class = resolve(data["halting"]["name"], "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
+        task_config = from_json(task_class.Config, data["task"]["config"], "task")
+        task = task_class.restore(task_config, data["task"]["metadata"])
+        reasoner_config = from_json(reasoner_class.Config, data["reasoner"]["config"], "reasoner")
+        reasoner = reasoner_class(reasoner_config, task.spec, DTYPES[data["reasoner"]["dtype"]])
+        halting = halting_class(from_json(halting_class.Config, data["halting"]["config"], "halting"))
+        return Model(task=task, reasoner=reasoner, gradient=gradient_class(), halting=halting), data["training"]
+    except ConfigError as error:
+        raise CheckpointError(f"{where} does not fit this version of loopwise: {error}") from error
+    except LoopwiseError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{where} is malformed ({type(error).__name__}: {error})") from error
+
+
+def load_model(folder: Path) -> tuple[Model, dict[str, Json]]:
+    """Read a checkpoint folder: (model with its weights, ready to solve; the notes of the weights)."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no checkpoint folder {folder}; give the folder that `loopwise train --out` wrote"
+        )
+    model, _ = read_model(folder)
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{folder} holds no weights yet: the run was stopped before its first evaluation; resume it"
+        )
+    tensors, notes = read_tensors(folder / WEIGHTS)
+    if notes.get("config") != _config_id(folder):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} belongs to another {CONFIG}; keep the files of a checkpoint together"
+        )
+    try:
+        model.reasoner.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit its {CONFIG}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not all(torch.isfinite(t).all() for t in tensors.values()):
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds weights that are not finite numbers; use an earlier checkpoint"
+        )
+    model.reasoner.eval()
+    return model, notes
+
+
+def _config_id(folder: Path) -> str:
+    return json_digest(read_json(folder / CONFIG))
+
+
+def _plugin(part: Any) -> dict[str, Json]:
+    return {"name": _name(part), "config": to_json(part.config)}
+
+
+def _name(part: Any) -> str:
+    """The name under which `resolve` finds the class again: its own, or its dotted path outside loopwise."""
+    cls = type(part)
+    return str(cls.name) if cls.__module__.startswith("loopwise.") else f"{cls.__module__}:{cls.__qualname__}"

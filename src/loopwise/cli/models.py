@@ -1,0 +1,43 @@
+"""loopwise models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from loopwise.checkpoint import WEIGHTS, load_model
+from loopwise.cli.parsing import arguments_class, parse
+from loopwise.models import shipped
+
+__all__ = ["main"]
+
+ABOUT = """List the trained models that come with loopwise; solve with one by its name.
+
+  loopwise models
+  loopwise models --json
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    cls = arguments_class("Models", json=(bool, False, "write one JSON record a model"))
+    args = parse(cls, arguments, command="models", about=ABOUT)
+    table = Table(
+        "model", "task", "parameters", "size", "validation, exact", title="Models: loopwise solve MODEL PUZZLE"
+    )
+    for name, folder in shipped().items():
+        model, notes = load_model(folder)
+        parameters, size = model.reasoner.num_parameters()[0], (folder / WEIGHTS).stat().st_size
+        scores = notes["scores"]["by_steps"][-1]
+        if args.json:
+            record = {"name": name, "task": model.task.name, "parameters": parameters, "bytes": size}
+            print(json.dumps({**record, "validation_exact": scores["exact_accuracy"]}))  # noqa: T201
+        low, high = scores["interval_95"]
+        exact = f"{100 * scores['exact_accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in {scores['steps']} steps"
+        table.add_row(name, model.task.name, f"{parameters:,}", f"{size / 1e6:.2f} MB", exact)
+    if not args.json:
+        Console(highlight=False).print(table if table.rows else "no models come with this version")
+    return 0

@@ -1,0 +1,176 @@
+"""loopwise solve."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+import loopwise
+from loopwise.cli.parsing import parse, take_positional
+from loopwise.errors import ConfigError, DataError, PuzzleError
+from loopwise.solving.solver import Solution, Solver
+from loopwise.types import Json, Tokens
+
+__all__ = ["main"]
+
+ABOUT = """Solve puzzles: loopwise solve CHECKPOINT PUZZLE, or --file FILE, or - for the standard input.
+
+CHECKPOINT is a folder that `loopwise train` wrote, or the name of a shipped model (`loopwise models`). A file has one
+puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}.
+
+  loopwise solve runs/sorting "3 1 2 9 4 4 0 7 5 5 1 8 6 2 2 3"
+  loopwise solve runs/six 4.....2...6....5..1.3...........2.4. --trace
+  loopwise solve runs/six --file puzzles.txt --json > answers.jsonl
+  cat puzzles.jsonl | loopwise solve runs/six - --json
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Options of loopwise solve."""
+
+    file: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
+    """A file of one puzzle a line."""
+    json: bool = False
+    """Write one JSON record a puzzle, in order."""
+    trace: bool = False
+    """Show the proposed answer after every step."""
+    max_steps: int = 0
+    """Most supervision steps a puzzle may take; 0 means as many as in training."""
+    until_halted: bool = True
+    """Stop a puzzle when the model believes that its answer is right."""
+    slots: int = 64
+    """Puzzles that are worked on side by side; the answers are the same at equal slots."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda, mps."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    checkpoint, rest = take_positional(arguments)
+    puzzle, rest = take_positional(rest)
+    args = parse(Arguments, rest, command="solve CHECKPOINT", about=ABOUT)
+    if checkpoint is None:
+        raise ConfigError("say which model: loopwise solve CHECKPOINT PUZZLE; `loopwise models` lists the shipped ones")
+    if (puzzle is None) == (not args.file):
+        raise ConfigError("give one of: a puzzle, --file FILE, or - for the standard input")
+    if args.max_steps < 0:
+        raise ConfigError(f"--max-steps must be at least 1, not {args.max_steps}")
+    single = puzzle is not None and puzzle != "-"
+    solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device)
+    limit = args.max_steps or None
+    if args.trace:
+        return _trace(solver, _lines(puzzle, args.file), limit, as_json=args.json)
+    if single and not args.json:
+        tokens_of = _read_value(puzzle or "")
+        (solution,) = solver.solve([tokens_of], max_steps=limit, until_halted=args.until_halted)
+        _show(solver, solver.task.parse(tokens_of), solution)
+        return 0
+    return _solve_lines(solver, _lines(puzzle, args.file), args, limit)
+
+
+def _solve_lines(solver: Solver, lines: Iterable[str], args: Arguments, limit: int | None) -> int:
+    """Write an answer, or a record, for each line; a line that cannot be read does not stop the others."""
+    failed = False
+    results = solver.stream(map(_read_line, lines), max_steps=limit, until_halted=args.until_halted)
+    for number, result in enumerate(results, 1):
+        if args.json:
+            print(json.dumps(_record(result), ensure_ascii=False), flush=True)  # noqa: T201
+        elif isinstance(result, Solution):
+            answer = result.answer
+            print(answer if isinstance(answer, str) else json.dumps(answer), flush=True)  # noqa: T201
+        else:
+            failed = True
+            print(flush=True)  # noqa: T201 - an empty line keeps the others in their places
+            sys.stderr.write(f"loopwise: puzzle {number}: {result}\n")
+    return 2 if failed else 0
+
+
+def _record(result: Solution | PuzzleError) -> dict[str, Json]:
+    if isinstance(result, PuzzleError):
+        return {"error": str(result)}
+    return {
+        "answer": result.answer,
+        "verified": result.verified,
+        "steps": result.steps,
+        "stopped_by": result.stopped_by,
+        "halt_probability": round(result.halt_probability, 6),
+        "seconds": round(result.seconds, 6),
+    }
+
+
+def _show(solver: Solver, puzzle: Tokens, solution: Solution) -> None:
+    console = Console(highlight=False)
+    console.print(solver.task.render(solution.tokens, puzzle), soft_wrap=True)
+    console.print(f"[dim]{_verdict(solution)}[/dim]", soft_wrap=True)
+
+
+def _verdict(solution: Solution) -> str:
+    verified = {True: "obeys the rules", False: "breaks the rules", None: "the rules cannot tell"}[solution.verified]
+    why = "the model was satisfied" if solution.stopped_by == "halted" else "the budget was spent"
+    steps = f"{solution.steps} step{'s' if solution.steps > 1 else ''}"
+    return f"{verified}; {steps}, {why}; halt probability {solution.halt_probability:.3f}; {solution.seconds:.2f} s"
+
+
+def _trace(solver: Solver, lines: Iterable[str], limit: int | None, *, as_json: bool) -> int:
+    """Show every step of each puzzle: what changed, and what the model thinks of it."""
+    console = Console(highlight=False)
+    for line in lines:
+        value = _read_line(line)
+        puzzle = solver.task.parse(value)
+        previous: Tokens | None = None
+        for number, step in enumerate(solver.trace(value, max_steps=limit), 1):
+            verified = solver.task.verify(puzzle, step.tokens)
+            if as_json:
+                answer = solver.task.format(step.tokens, value)
+                record: dict[str, Any] = {"step": number, "answer": answer, "verified": verified}
+                print(json.dumps({**record, "halt_probability": step.halt_probability}), flush=True)  # noqa: T201
+            else:
+                changed = "" if previous is None else f", {int((step.tokens != previous).sum())} changed"
+                says = {True: ", solved", False: "", None: ""}[verified]
+                console.print(
+                    f"[bold]step {number}[/bold]{changed}, halt probability {step.halt_probability:.3f}{says}"
+                )
+                console.print(solver.task.render(step.tokens, puzzle, previous), soft_wrap=True)
+            previous = step.tokens
+            if verified or (verified is None and step.halt_probability > 0.5):
+                break
+    return 0
+
+
+def _lines(puzzle: str | None, file: str) -> Iterator[str]:
+    """The lines of the puzzle, of the file or of the standard input; empty ones are passed over."""
+    if puzzle is not None and puzzle != "-":
+        yield puzzle
+        return
+    try:
+        with open(file, encoding="utf-8") if file else sys.stdin as source:
+            yield from (line.rstrip("\r\n") for line in source if line.strip())
+    except FileNotFoundError:
+        raise DataError(f"there is no file {file}; give a file of one puzzle a line") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise DataError(f"{file or 'the standard input'} cannot be read as text ({error})") from None
+
+
+def _read_line(line: str) -> Json:
+    """The puzzle of a line: the `input` of a JSON object, else what `_read_value` makes of it."""
+    value = _read_value(line)
+    if isinstance(value, dict):
+        return value.get("input")
+    return value
+
+
+def _read_value(text: str) -> Json:
+    """JSON where the text is a list or an object, else the text itself."""
+    if text.lstrip()[:1] in {"[", "{"}:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text

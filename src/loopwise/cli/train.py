@@ -1,0 +1,114 @@
+"""loopwise train."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from loopwise.cli.parsing import arguments_class, parse, parse_duration, take_option, take_positional
+from loopwise.errors import ConfigError
+from loopwise.reasoners.base import Reasoner
+from loopwise.recipes import find, recipes
+from loopwise.registry import resolve
+from loopwise.runs import Outcome, RunConfig, resume_run, resume_training_config, start_run
+from loopwise.training.reporting import clock
+
+__all__ = ["main"]
+
+ABOUT = """Train a reasoner: loopwise train TASK [options], or loopwise train --resume DIR.
+
+TASK is a task (`loopwise tasks` lists them), a recipe, or `module:Class` of your own.
+
+  loopwise train sudoku-6x6 --out runs/six --time-limit 5m
+  loopwise train sorting --task.n 24 --training.lr 5e-4
+  loopwise train table --task.file additions.jsonl --out runs/additions
+  loopwise train --resume runs/six --time-limit 10m
+"""
+
+TIME_LIMIT = "stop, evaluate and save after this time, such as 90s, 10m or 1h30m; the run can be resumed"
+TRACKER = "where numbers go besides log.jsonl: tensorboard, none, or any tracker that accelerate knows"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    resume, rest = take_option(arguments, "--resume")
+    if resume is not None:
+        folder = Path(resume)
+        outcome = _resume(folder, rest)
+    else:
+        folder, outcome = _start(rest)
+    if outcome is not None:
+        _conclude(folder, outcome)
+    return 0
+
+
+def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
+    name, rest = take_positional(arguments)
+    if name is None and not {"-h", "--help"} & set(rest):
+        raise ConfigError(f"say what to train: loopwise train TASK; known: {', '.join(recipes())}, table")
+    config = find(name or "sorting")
+    reasoner, rest = take_option(rest, "--reasoner")
+    if reasoner is not None and reasoner != config.reasoner:
+        reasoner_class = resolve(reasoner, "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
+        config = dataclasses.replace(config, reasoner=reasoner, reasoner_config=reasoner_class.Config())
+    cls = arguments_class(
+        "Train",
+        out=(str, "", "folder for the run; default runs/TASK-DATE-TIME"),
+        time_limit=(str, "", TIME_LIMIT),
+        tracker=(str, "tensorboard", TRACKER),
+        task=(type(config.task_config), config.task_config, ""),
+        reasoner=(type(config.reasoner_config), config.reasoner_config, ""),
+        halting=(type(config.halting_config), config.halting_config, ""),
+        training=(type(config.training), config.training, ""),
+    )
+    args = parse(cls, rest, command=f"train {name or 'TASK'}", about=ABOUT)
+    config = dataclasses.replace(
+        config,
+        task_config=args.task,
+        reasoner_config=args.reasoner,
+        halting_config=args.halting,
+        training=args.training,
+    )
+    folder = Path(args.out or _default_folder(config))
+    return folder, start_run(config, folder, _limit(args.time_limit), args.tracker)
+
+
+def _resume(folder: Path, arguments: Sequence[str]) -> Outcome:
+    before = resume_training_config(folder)
+    cls = arguments_class(
+        "Resume",
+        time_limit=(str, "", TIME_LIMIT),
+        tracker=(str, "tensorboard", TRACKER),
+        training=(type(before), before, ""),
+    )
+    args = parse(cls, arguments, command="train --resume DIR", about=ABOUT)
+    return resume_run(folder, args.training, _limit(args.time_limit), args.tracker)
+
+
+def _limit(text: str) -> float | None:
+    return parse_duration(text) if text else None
+
+
+def _default_folder(config: RunConfig) -> str:
+    task = config.task.replace(":", "-")
+    return f"runs/{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _conclude(folder: Path, outcome: Outcome) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    best = (
+        f", best {100 * outcome.best:.1f} % exact on validation at step {outcome.best_step}"
+        if outcome.best_step
+        else ""
+    )
+    console.print(f"{outcome.reason} at step {outcome.step} after {clock(outcome.seconds)}{best}")
+    more: list[Any] = [] if outcome.reason == "finished" else [f"  continue  loopwise train --resume {folder}"]
+    if outcome.best_step:
+        more += [f"  measure   loopwise eval {folder}", f"  solve     loopwise solve {folder} PUZZLE"]
+    for line in more:
+        console.print(line, markup=False)

@@ -1,0 +1,74 @@
+"""Examples that were generated once are kept, as memory-mapped arrays in a folder named by a hash of what made them.
+
+The folder is `$LOOPWISE_CACHE`, else `loopwise` in `$XDG_CACHE_HOME`, else in ~/.cache. Deleting it costs only time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import loopwise
+from loopwise.config import to_json
+from loopwise.tasks.base import Task
+from loopwise.types import Examples, Split
+
+__all__ = ["cache_folder", "examples", "fingerprint"]
+
+
+def cache_folder() -> Path:
+    """Where generated data is kept."""
+    base = os.environ.get("LOOPWISE_CACHE")
+    if base:
+        return Path(base)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loopwise"
+
+
+def fingerprint(data: Examples) -> str:
+    """SHA-256 of the content of a data set, 16 hexadecimal digits; goes into model cards and training states."""
+    digest = hashlib.sha256()
+    for array in data:
+        digest.update(str((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def examples(task: Task[Any], split: Split) -> Examples:
+    """The examples of a split, from the cache where they are there, else from the task and then into the cache.
+
+    A task that reads a file of the user's is not cached: the file may change. A cache that cannot be written is no
+    error, only slower.
+    """
+    if not task.cacheable:
+        return task.examples(split)
+    key = json.dumps([loopwise.__version__, task.name, to_json(task.config), split], sort_keys=True)
+    folder = cache_folder() / f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    try:
+        return Examples(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Examples._fields))
+    except (OSError, ValueError, EOFError):
+        made = task.examples(split)
+        _keep(made, folder)
+        return made
+
+
+def _keep(made: Examples, folder: Path) -> None:
+    """Write to a temporary folder and rename it, so that a half-written cache is never read."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        try:
+            for field, array in zip(Examples._fields, made, strict=True):
+                np.save(scratch / f"{field}.npy", array)
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError:
+        return

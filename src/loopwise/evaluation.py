@@ -1,0 +1,148 @@
+"""Scores with their protocol: exact accuracy after every step, with 95 % intervals.
+
+Exact: every asked position is right. Verified: the task's rules accept the answer. "When halted" is the answer that a
+user gets who lets the model stop by itself within the same number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from loopwise.checkpoint import Model
+from loopwise.errors import ConfigError
+from loopwise.reasoners.carry import Carry, empty_carry
+from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
+
+__all__ = ["Scores", "evaluate", "wilson"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Counts and accuracies of an evaluation."""
+
+    puzzles: int
+    steps: tuple[int, ...]
+    """The numbers of steps that the next three are told for."""
+    exact: tuple[int, ...]
+    """Puzzles solved exactly after so many steps."""
+    tokens: tuple[float, ...]
+    """Mean share of right positions after so many steps."""
+    verified: tuple[int, ...] | None
+    """Answers that the rules accept after so many steps; None where the rules cannot decide."""
+    halted_exact: int
+    """Puzzles solved exactly by the answer at which the model stopped by itself, within the last number of steps."""
+    halted_steps: float
+    """Mean steps at which it stopped."""
+
+    @property
+    def exact_accuracy(self) -> float:
+        """Exact accuracy after the largest number of steps."""
+        return self.exact[-1] / self.puzzles
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of right positions after the largest number of steps."""
+        return self.tokens[-1]
+
+    def to_json(self) -> dict[str, Json]:
+        """All numbers, with the 95 % intervals of the exact accuracies."""
+        return {
+            "puzzles": self.puzzles,
+            "by_steps": [
+                {
+                    "steps": steps,
+                    "exact_accuracy": self.exact[i] / self.puzzles,
+                    "interval_95": list(wilson(self.exact[i], self.puzzles)),
+                    "token_accuracy": self.tokens[i],
+                    "verified": None if self.verified is None else self.verified[i] / self.puzzles,
+                }
+                for i, steps in enumerate(self.steps)
+            ],
+            "when_halted": {
+                "exact_accuracy": self.halted_exact / self.puzzles,
+                "interval_95": list(wilson(self.halted_exact, self.puzzles)),
+                "mean_steps": self.halted_steps,
+            },
+        }
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share by Wilson's method (1927), which stays sensible near 0 and 1."""
+    if trials == 0:
+        return 0.0, 1.0
+    z, share = 1.959963984540054, successes / trials
+    middle = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = None, slots: int = 256) -> Scores:
+    """Run every example for the largest of `steps` (default: as trained) and score the answer after each of them.
+
+    The labels are not shown to the model. Raises ConfigError when there is nothing to evaluate.
+    """
+    wanted = tuple(sorted(set(steps or (int(model.halting.config.max_steps),))))
+    if len(examples.inputs) == 0:
+        raise ConfigError("there is nothing to evaluate: the split is empty; choose another with --split")
+    if wanted[0] < 1:
+        raise ConfigError(f"numbers of steps must be at least 1, not {wanted[0]}")
+    if not model.reasoner.accepts(examples.inputs.shape[1]):
+        raise ConfigError(
+            f"this model takes puzzles of {model.reasoner.spec.length} positions, not {examples.inputs.shape[1]}; "
+            "train one with attention and rotary positions for any length"
+        )
+    slots = min(slots, len(examples.inputs))
+    parts = [
+        _evaluate_rows(model, examples.rows(slice(i, i + slots)), wanted, slots)
+        for i in range(0, len(examples.inputs), slots)
+    ]
+    columns = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
+    return Scores(
+        puzzles=len(examples.inputs),
+        steps=wanted,
+        exact=tuple(int(n) for n in columns["exact"].sum(-1)),
+        tokens=tuple(float(n) for n in columns["tokens"].mean(-1)),
+        verified=None if "verified" not in columns else tuple(int(n) for n in columns["verified"].sum(-1)),
+        halted_exact=int(columns["halted_exact"].sum()),
+        halted_steps=float(columns["halted_steps"].mean()),
+    )
+
+
+@torch.inference_mode()
+def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots: int) -> dict[str, Any]:
+    """Columns [..., n] for the n puzzles of a batch; the batch is padded to `slots` rows."""
+    count = len(rows.inputs)
+    device = next(model.reasoner.parameters()).device
+    padded = [np.concatenate([column, np.repeat(column[:1], slots - count, axis=0)]) for column in rows]
+    inputs, _, puzzle_ids = (torch.as_tensor(np.array(c), dtype=torch.int64, device=device) for c in padded)
+    carry: Carry = empty_carry(model.reasoner, Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), puzzle_ids))
+    labels = np.asarray(rows.labels)
+    asked = labels != IGNORE_LABEL
+    state = carry.state
+    columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": []}
+    stopped = np.zeros(count, dtype=np.int64)
+    stopped_exact = np.zeros(count, dtype=bool)
+    for step in range(1, wanted[-1] + 1):
+        state, prediction = model.reasoner(state, carry.batch, model.gradient)
+        answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
+        right = (answers == labels) | ~asked
+        exact = right.all(-1)
+        stops = (model.halting.done(prediction)[:count].cpu().numpy() | (step == wanted[-1])) & (stopped == 0)
+        stopped[stops], stopped_exact[stops] = step, exact[stops]
+        if step in wanted:
+            columns["exact"].append(exact)
+            columns["tokens"].append((right & asked).sum(-1) / np.maximum(asked.sum(-1), 1))
+            columns["verified"].append([model.task.verify(p, a) for p, a in zip(rows.inputs, answers, strict=True)])
+    if columns["verified"][0][0] is None:
+        del columns["verified"]
+    return {key: np.array(value) for key, value in columns.items()} | {
+        "halted_exact": stopped_exact,
+        "halted_steps": stopped,
+    }

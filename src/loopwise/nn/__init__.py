@@ -1,0 +1,1 @@
+"""Layers that know neither tasks nor recursion."""

@@ -1,0 +1,149 @@
+"""The layers of HRM and TRM: linear maps without bias, RMS norm without scale, SwiGLU, attention, token mixing.
+
+Weights are kept in float32 and cast to the number format of the activations at each call, so that the same module
+serves float32 and bfloat16. Norms and rotations are computed in float32. Source: the TRM paper (arXiv 2510.04871,
+section 4) and its published code, as facts: post-norm, truncated normal initialisation of standard deviation
+1/sqrt(fan_in), SwiGLU width 2/3 of the expansion rounded up to a multiple of 256.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopwise.nn.positions import Rotation, rotate
+
+__all__ = [
+    "Attention",
+    "AttentionBlock",
+    "HaltingHead",
+    "Linear",
+    "MixerBlock",
+    "SwiGLU",
+    "rms_norm",
+    "swiglu_width",
+    "truncated_normal_",
+]
+
+# The deviation of a standard normal that is cut at +-2: dividing by it makes the realised deviation the wanted one.
+_CUT_DEVIATION = 0.87962566103423978
+
+
+@torch.no_grad()
+def truncated_normal_(tensor: Tensor, std: float, rng: torch.Generator | None = None) -> Tensor:
+    """Fill with a normal of realised standard deviation `std`, cut at two deviations of the underlying normal."""
+    sigma = std / _CUT_DEVIATION
+    return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma, generator=rng)
+
+
+def rms_norm(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without a learned scale."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def swiglu_width(size: int, expansion: float, multiple: int) -> int:
+    """Inner width of a SwiGLU: two thirds of the expansion, so that its three matrices cost what two would."""
+    return math.ceil(round(expansion * size * 2 / 3) / multiple) * multiple
+
+
+class Linear(nn.Module):
+    """y = W x, the weight cast to the format of x; initialised as a truncated normal, deviation 1/sqrt(fan_in)."""
+
+    def __init__(self, in_features: int, out_features: int, rng: torch.Generator) -> None:
+        super().__init__()
+        weight = torch.empty(out_features, in_features)
+        self.weight = nn.Parameter(truncated_normal_(weight, in_features**-0.5, rng))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class HaltingHead(nn.Module):
+    """Two values read from one position: of halting now, and of going on. Their weights start at zero, their biases at
+    -5: "surely not yet", so that every puzzle gets all its steps until the head has learned something.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, size))
+        self.bias = nn.Parameter(torch.full((2,), -5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D] -> [B, 2] float32: halt, continue."""
+        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).float()
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)); gate and up are one fused projection, gate first."""
+
+    def __init__(self, size: int, width: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.gate_up = Linear(size, 2 * width, rng)
+        self.down = Linear(width, size, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> [..., size]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden: Tensor = self.down(F.silu(gate) * up)
+        return hidden
+
+
+class Attention(nn.Module):
+    """Multi-head attention of every position to every position, optionally with rotary positions."""
+
+    def __init__(self, hidden_size: int, num_heads: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(hidden_size, 3 * hidden_size, rng)
+        self.out = Linear(hidden_size, hidden_size, rng)
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        batch, length, size = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, size // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, S, D / heads]
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        output: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, size))
+        return output
+
+
+class AttentionBlock(nn.Module):
+    """x <- norm(x + attention(x)); x <- norm(x + SwiGLU(x))."""
+
+    def __init__(self, attention: Attention, mlp: SwiGLU, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.attention = attention
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        x = rms_norm(x + self.attention(x, rotation), self.eps)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+
+class MixerBlock(nn.Module):
+    """The block without attention: a SwiGLU over the S positions of each channel, then one over the channels.
+
+    The residual and the norm of the first half are taken while transposed, so that this norm is over the positions
+    (as published). The block is bound to one length.
+    """
+
+    def __init__(self, token_mlp: SwiGLU, mlp: SwiGLU, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.token_mlp = token_mlp
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]. Positions are in the weights; `rotation` is None."""
+        across = x.transpose(1, 2)
+        x = rms_norm(across + self.token_mlp(across), self.eps).transpose(1, 2)
+        return rms_norm(x + self.mlp(x), self.eps)

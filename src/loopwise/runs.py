@@ -1,0 +1,222 @@
+"""A training run, from its configuration to a folder with a trained model: builds the parts and joins them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from loopwise.checkpoint import CONFIG, Model, read_model, save_weights, write_config
+from loopwise.config import from_json, to_json
+from loopwise.data import cache
+from loopwise.data.stream import Stream
+from loopwise.errors import CheckpointError, ConfigError, DataError
+from loopwise.evaluation import evaluate
+from loopwise.modelcard import model_card
+from loopwise.reasoners.base import GradientPolicy, Reasoner, ReasonerConfig
+from loopwise.reasoners.flops import count_flops
+from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
+from loopwise.registry import resolve
+from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_device, resolve_dtype
+from loopwise.storage import write_text
+from loopwise.tasks.base import Task, TaskConfig
+from loopwise.training.config import TrainingConfig
+from loopwise.training.loop import Hooks, Progress, Reason, run
+from loopwise.training.reporting import Reporter
+from loopwise.training.state import has_state, load_state, read_notes, save_state
+from loopwise.training.trainer import Trainer
+from loopwise.types import Examples, Json, Split
+
+__all__ = ["Outcome", "RunConfig", "build", "resume_run", "resume_training_config", "start_run"]
+
+STATE, LAST, CARD = "training", "last", "README.md"
+TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run depends on, names and options."""
+
+    task: str
+    task_config: TaskConfig
+    reasoner: str = "trm"
+    reasoner_config: ReasonerConfig
+    gradient: str = "last-cycle"
+    halting: str = "correctness"
+    halting_config: HaltingConfig = field(default_factory=HaltingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run, or a part of it, ended."""
+
+    reason: Reason
+    step: int
+    best: float
+    best_step: int
+    seconds: float
+
+
+def build(config: RunConfig) -> Model:
+    """The task, the reasoner and the policies of a run, with fresh weights."""
+    task = resolve(config.task, "loopwise.tasks", Task)(config.task_config)  # type: ignore[type-abstract]
+    reasoner = resolve(config.reasoner, "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
+    gradient = resolve(config.gradient, "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
+    halting = resolve(config.halting, "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
+    dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
+    return Model(
+        task=task,
+        reasoner=reasoner(config.reasoner_config, task.spec, dtype),
+        gradient=gradient(),
+        halting=halting(config.halting_config),
+    )
+
+
+def start_run(
+    config: RunConfig, folder: Path, time_limit: float | None = None, tracker: str = "tensorboard"
+) -> Outcome:
+    """Train from scratch into `folder`. Raises ConfigError when a run is there already."""
+    if (folder / CONFIG).exists():
+        raise ConfigError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another --out")
+    model = build(config)
+    # What `auto` means here is written down, so that the run continues in the same format on another machine.
+    training = from_json(TrainingConfig, {**to_json(config.training), "dtype": dtype_name(model.reasoner.dtype)})
+    return _Run(model, training, folder, tracker).train(time_limit)
+
+
+def resume_training_config(folder: Path) -> TrainingConfig:
+    """The training options with which the run in `folder` would be resumed. Raises CheckpointError."""
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{folder} holds no run to resume; start one with --out {folder}")
+    _, recipe = read_model(folder)
+    if has_state(folder / STATE):
+        recipe = read_notes(folder / STATE)["training"]
+    return from_json(TrainingConfig, recipe, f"{folder / CONFIG}: training")
+
+
+def resume_run(
+    folder: Path,
+    training: TrainingConfig | None = None,
+    time_limit: float | None = None,
+    tracker: str = "tensorboard",
+) -> Outcome:
+    """Continue the run in `folder` where its last save left it, with other training options if any are given."""
+    training = training or resume_training_config(folder)
+    model, _ = read_model(folder)
+    return _Run(model, training, folder, tracker).train(time_limit)
+
+
+class _Run:
+    """The parts of a run, and the hooks that join them."""
+
+    def __init__(self, model: Model, training: TrainingConfig, folder: Path, tracker: str) -> None:
+        self.model = model
+        self.training = training
+        self.folder = folder
+        self.tracker = tracker
+        self.progress = Progress()
+        device = resolve_device(training.device)
+        trackers = None if tracker == "none" else tracker
+        self.accelerator = Accelerator(cpu=device.type == "cpu", project_dir=folder, log_with=trackers)
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if training.batch_size % world:
+            raise ConfigError(f"batch_size {training.batch_size} cannot be shared evenly by {world} processes")
+        data = self._read_data()
+        self.validation = data["validation"]
+        self.data = {s: {"puzzles": len(e.inputs), "sha256": cache.fingerprint(e)} for s, e in data.items()}
+        self.flops = count_flops(model.reasoner, model.gradient, model.task.spec.length)
+        stream = Stream(model.task, data["train"], training.seed, rank=rank, world=world, augment=training.augment)
+        self.trainer = Trainer(model.reasoner, model.gradient, model.halting, stream, training, self.accelerator)
+        if training.compile and has_compiler():
+            for network in model.reasoner.networks():
+                network.compile()
+
+    def _read_data(self) -> dict[Split, Examples]:
+        """The main process makes what is missing; the others then find it in the cache."""
+        with self.accelerator.main_process_first():
+            data = {split: cache.examples(self.model.task, split) for split in TRAINING_SPLITS}
+        for split, examples in data.items():
+            if len(examples.inputs) == 0:
+                raise DataError(f"the {split} split of {self.model.task.name} is empty; give more data")
+        return data
+
+    def train(self, time_limit: float | None) -> Outcome:
+        """Start or continue, and train until something stops it."""
+        resumed = has_state(self.folder / STATE)
+        if resumed:
+            self._load()
+        elif self.accelerator.is_main_process and not (self.folder / CONFIG).exists():
+            write_config(self.folder, self.model, to_json(self.training))
+        self.accelerator.wait_for_everyone()
+        if self.tracker != "none":
+            self.accelerator.init_trackers("loopwise")
+        hooks = Hooks(evaluate=self._evaluate, keep_best=self._keep_best, save=self._save)
+        with self._reporter() as reporter:
+            reporter.say(self._introduction())
+            reason = run(self.trainer, self.progress, hooks, reporter, time_limit)
+        self.accelerator.end_training()
+        p = self.progress
+        return Outcome(reason=reason, step=self.trainer.step, best=p.best, best_step=p.best_step, seconds=p.seconds)
+
+    def _load(self) -> None:
+        notes = load_state(self.folder / STATE, self.trainer)
+        if notes["data"] != self.data:
+            raise CheckpointError(
+                "the data is not that of the run that is resumed (another hash); bring the old file back"
+            )
+        self.progress = Progress(**notes["progress"])
+
+    def _save(self, scores: dict[str, Json] | None) -> None:
+        notes = {"progress": asdict(self.progress), "training": to_json(self.training), "data": self.data}
+        if self.accelerator.is_main_process and scores is not None:
+            self._write_model(self.folder / LAST, scores, "last")
+        save_state(self.folder / STATE, self.trainer, notes)
+
+    def _keep_best(self, scores: dict[str, Json]) -> None:
+        if self.accelerator.is_main_process:
+            self._write_model(self.folder, scores, "best (by exact accuracy on the validation split)")
+
+    def _write_model(self, folder: Path, scores: dict[str, Json], which: str) -> None:
+        if not (folder / CONFIG).exists():
+            write_config(folder, self.model, to_json(self.training))
+        averaged = replace(self.model, reasoner=self.trainer.ema.reasoner)
+        notes: dict[str, Json] = {
+            "step": self.trainer.step,
+            "seconds": self.progress.seconds,
+            "flops": self.trainer.step * self.flops.training * self.training.batch_size,
+            "flops_per_puzzle_step": self.flops.solving,
+            "data": self.data,
+            "device": f"{self.accelerator.num_processes} x {self.accelerator.device.type}",
+            "scores": scores,
+        }
+        save_weights(folder, averaged.reasoner, notes)
+        write_text(folder / CARD, model_card(averaged, notes, to_json(self.training), which))
+
+    def _evaluate(self, reasoner: Reasoner[Any]) -> dict[str, Json]:
+        limit = int(self.model.halting.config.max_steps)
+        steps = [s for s in (1, 2, 4, 8, 16, 32) if s < limit] + [limit]
+        return evaluate(replace(self.model, reasoner=reasoner), self.validation, steps).to_json()
+
+    def _reporter(self) -> Reporter:
+        return Reporter(
+            self.folder,
+            self.accelerator,
+            total_steps=self.training.steps,
+            flops_per_step=self.flops.training * self.training.batch_size,
+            ceiling=matmul_flops(self.accelerator.device, self.model.reasoner.dtype) * self.accelerator.num_processes,
+            resumed_at=self.trainer.step,
+        )
+
+    def _introduction(self) -> str:
+        networks, table = self.model.reasoner.num_parameters()
+        start = f"resuming at step {self.trainer.step}" if self.trainer.step else "training"
+        return (
+            f"{start}: {self.model.reasoner.name} on {self.model.task.name}, {networks:,} parameters "
+            f"(+ {table:,} in the puzzle table), {self.data['train']['puzzles']:,} puzzles, "
+            f"{self.training.batch_size} slots, "
+            f"{self.flops.training * self.training.batch_size / 1e9:.1f} GFLOP a step, "
+            f"{self.accelerator.device.type} {dtype_name(self.model.reasoner.dtype)}"
+        )

@@ -1,0 +1,229 @@
+"""Solving: the same loop as training, without a loss.
+
+A fixed number of slots; one step advances all of them; a puzzle that is finished leaves at once and a waiting one takes
+its slot. The slot count is fixed and idle slots are computed along, because rounding depends on the batch size and
+recursion amplifies it: at equal slots a puzzle gets the same answer, whoever its neighbours are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loopwise.checkpoint import Model, load_model, save_weights, write_config
+from loopwise.errors import ConfigError, PuzzleError
+from loopwise.reasoners.carry import Carry, empty_carry, refill
+from loopwise.runtime import resolve_device
+from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
+
+__all__ = ["Solution", "Solver", "Step"]
+
+WINDOW = 16
+"""How many slot-fulls of a stream are read ahead; bounds the memory, and the wait for the first answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solution:
+    """An answer, and how it came about."""
+
+    answer: Json
+    """In the form of the puzzle: a string, a list or a grid."""
+    tokens: Tokens
+    """The answer as tokens [L]."""
+    verified: bool | None
+    """Whether the task's rules accept it; None where the rules cannot decide."""
+    steps: int
+    """Supervision steps spent."""
+    stopped_by: Literal["halted", "steps"]
+    """Why it stopped: the model was satisfied, or the budget was spent."""
+    halt_probability: float
+    """The model's own belief, after the last step, that the answer is right."""
+    seconds: float
+    """From the puzzle's entry into a slot to its answer."""
+
+
+class Step(NamedTuple):
+    """The proposed answer after one supervision step."""
+
+    tokens: Tokens  # [L]
+    halt_probability: float
+
+
+class Solver:
+    """A trained model, ready to solve. `loopwise.load(path)` makes one."""
+
+    def __init__(self, model: Model, *, slots: int = 64, device: str = "auto") -> None:
+        if slots < 1:
+            raise ConfigError(f"slots must be at least 1, not {slots}")
+        self.model = model
+        self.task = model.task
+        self.slots = slots
+        self.device = resolve_device(device)
+        self.reasoner = model.reasoner.to(self.device).eval()
+        self.trained_steps = int(model.halting.config.max_steps)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, slots: int = 64, device: str = "auto") -> Solver:
+        """Load a checkpoint folder, or a model repository of the Hugging Face hub (extra `hub`) by `owner/name`."""
+        model, _ = load_model(_locate(str(name)))
+        return cls(model, slots=slots, device=device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into a folder that `from_pretrained` reads."""
+        write_config(Path(folder), self.model, {})
+        save_weights(Path(folder), self.reasoner, {})
+
+    def solve(
+        self, puzzles: Sequence[Json], *, max_steps: int | None = None, until_halted: bool = True
+    ) -> list[Solution]:
+        """Solve puzzles; the answers come in their order.
+
+        Raises PuzzleError, naming the puzzle, when one of them cannot be read; `stream` goes on instead.
+        """
+        solutions = []
+        for i, result in enumerate(self.stream(puzzles, max_steps=max_steps, until_halted=until_halted)):
+            if isinstance(result, PuzzleError):
+                raise PuzzleError(f"puzzle {i + 1}: {result}" if len(puzzles) > 1 else str(result))
+            solutions.append(result)
+        return solutions
+
+    def stream(
+        self, puzzles: Iterable[Json], *, max_steps: int | None = None, until_halted: bool = True
+    ) -> Iterator[Solution | PuzzleError]:
+        """Solve a stream of any length in constant memory, in order. A puzzle that cannot be read gives its error."""
+        limit = self.trained_steps if max_steps is None else max_steps
+        if limit < 1:
+            raise ConfigError(f"the number of steps must be at least 1, not {limit}")
+        source = iter(puzzles)
+        while window := list(islice(source, self.slots * WINDOW)):
+            yield from self._solve_window(window, limit, until_halted)
+
+    def trace(self, puzzle: Json, *, max_steps: int | None = None) -> list[Step]:
+        """The proposed answer after each of `max_steps` steps, not stopping when the model would."""
+        tokens = self._parse(puzzle)
+        carry = self._load([tokens])
+        steps = []
+        for _ in range(self.trained_steps if max_steps is None else max_steps):
+            carry, prediction = self._advance(carry)
+            answer, probability = _read(prediction)
+            steps.append(Step(answer[0], float(probability[0])))
+        return steps
+
+    def _parse(self, puzzle: Json) -> Tokens:
+        tokens = self.task.parse(puzzle)
+        if not self.reasoner.accepts(len(tokens)):
+            raise PuzzleError(
+                f"this model takes puzzles of {self.reasoner.spec.length} positions, not {len(tokens)}; "
+                "train one with attention and rotary positions for any length"
+            )
+        return tokens
+
+    def _solve_window(self, window: list[Json], limit: int, until_halted: bool) -> Iterator[Solution | PuzzleError]:
+        """Read the puzzles, put those of equal length through the slots together, and return them in order."""
+        results: dict[int, Solution | PuzzleError] = {}
+        by_length: dict[int, list[tuple[int, Tokens]]] = {}
+        for i, puzzle in enumerate(window):
+            try:
+                tokens = self._parse(puzzle)
+                by_length.setdefault(len(tokens), []).append((i, tokens))
+            except PuzzleError as error:
+                results[i] = error
+        for group in by_length.values():
+            for i, solution in self._run(group, limit, until_halted):
+                results[i] = replace(solution, answer=self.task.format(solution.tokens, window[i]))
+        yield from (results[i] for i in range(len(window)))
+
+    def _run(self, puzzles: list[tuple[int, Tokens]], limit: int, until_halted: bool) -> Iterator[tuple[int, Solution]]:
+        """Put puzzles of one length through the slots; they come out as they finish."""
+        waiting = deque(puzzles)
+        owners: list[tuple[int, Tokens, float] | None] = [None] * self.slots
+        carry = self._load([puzzles[0][1]])
+        while waiting or any(owners):
+            carry = self._admit(carry, owners, waiting)
+            carry, prediction = self._advance(carry)
+            answers, probabilities = _read(prediction)
+            halted = self.model.halting.done(prediction).tolist()
+            steps = carry.steps.tolist()
+            for slot, owner in enumerate(owners):
+                satisfied = until_halted and halted[slot]
+                if owner is None or not (satisfied or steps[slot] >= limit):
+                    continue
+                index, tokens, start = owner
+                owners[slot] = None
+                yield (
+                    index,
+                    Solution(
+                        answer=None,
+                        tokens=answers[slot],
+                        verified=self.task.verify(tokens, answers[slot]),
+                        steps=steps[slot],
+                        stopped_by="halted" if satisfied else "steps",
+                        halt_probability=float(probabilities[slot]),
+                        seconds=time.perf_counter() - start,
+                    ),
+                )
+
+    def _admit(
+        self, carry: Carry, owners: list[tuple[int, Tokens, float] | None], waiting: deque[tuple[int, Tokens]]
+    ) -> Carry:
+        """Give each free slot a waiting puzzle."""
+        fresh = torch.zeros(self.slots, dtype=torch.bool)
+        rows = carry.batch.inputs.cpu().clone()
+        for slot, owner in enumerate(owners):
+            if owner is None and waiting:
+                index, tokens = waiting.popleft()
+                owners[slot] = (index, tokens, time.perf_counter())
+                rows[slot] = torch.as_tensor(tokens, dtype=torch.int64)
+                fresh[slot] = True
+        if not fresh.any():
+            return carry
+        return refill(self.reasoner, carry, self._batch(rows), fresh.to(self.device))
+
+    def _load(self, puzzles: list[Tokens]) -> Carry:
+        """Slots of one length that hold the given puzzles; the others are idle."""
+        length = len(puzzles[0]) if puzzles else self.reasoner.spec.length
+        rows = torch.zeros(self.slots, length, dtype=torch.int64)
+        for slot, tokens in enumerate(puzzles):
+            rows[slot] = torch.as_tensor(tokens, dtype=torch.int64)
+        batch = self._batch(rows)
+        return refill(self.reasoner, empty_carry(self.reasoner, batch), batch, torch.ones_like(batch.puzzle_ids) > 0)
+
+    def _batch(self, rows: Tensor) -> Batch:
+        inputs = rows.to(self.device)
+        return Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
+
+    @torch.inference_mode()
+    def _advance(self, carry: Carry) -> tuple[Carry, Prediction]:
+        state, prediction = self.reasoner(carry.state, carry.batch, self.model.gradient)
+        return Carry(state, carry.steps + 1, carry.halted, carry.batch), prediction
+
+
+def _read(prediction: Prediction) -> tuple[Tokens, Any]:
+    """The proposed answers [B, L] and the halting probabilities [B] of a prediction, as arrays."""
+    answers = prediction.logits.argmax(-1).cpu().numpy().astype(np.int32)
+    return answers, torch.sigmoid(prediction.halt_logits).cpu().numpy()
+
+
+def _locate(name: str) -> Path:
+    path = Path(name)
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return path
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:  # the hub client raises many kinds, network errors among them
+        raise ConfigError(
+            f"there is no folder {name}, and it cannot be fetched from the hub ({type(error).__name__})"
+        ) from error

@@ -1,0 +1,284 @@
+"""Where the puzzles of the Sudoku splits come from, and what keeps the splits apart.
+
+    test        a file, or generated
+    validation  held out from the training file, or generated
+    train       a file (9x9: the one that travels with the package), or generated
+
+The splits are made in this order, and each leaves out what an earlier one has: the same puzzle under symmetry (equal
+`signature`) and the same solution grid, cell by cell. Where a split is generated, a hash of the grid and the seed says
+which split the grid belongs to, so that even on a 4x4 board, of 288 grids in all, no split uses up those of another.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Mapping
+from functools import cache, cached_property
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loopwise.errors import DataError
+from loopwise.tasks.sudoku_boards import Board, Flags, Grids, Index, dig, is_solution, random_grids, restore_clues
+from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, signature
+from loopwise.types import SPLITS, Split
+
+__all__ = ["Puzzles", "SudokuData", "read_csv", "symbol_codes"]
+
+BLANKS = ".0_*"
+UNKNOWN = 255
+BLOCK = 2048
+
+SHARES: dict[Split, tuple[int, ...]] = {"test": (0, 1), "validation": (2,), "train": (3, 4, 5, 6, 7)}
+"""Which eighths of all grids belong to a generated split."""
+
+
+class Puzzles(NamedTuple):
+    """Puzzles and their solutions, digits [N, cells] each, 0 for a blank."""
+
+    puzzles: Grids
+    solutions: Grids
+
+    def rows(self, index: npt.NDArray[Any]) -> Puzzles:
+        """The puzzles that `index` (anything numpy takes) selects."""
+        return Puzzles(self.puzzles[index], self.solutions[index])
+
+
+@cache
+def symbol_codes(board: Board) -> npt.NDArray[np.uint8]:
+    """The digit that each byte of text stands for, [256]: 0 for a blank, UNKNOWN for what is none."""
+    codes = np.full(256, UNKNOWN, dtype=np.uint8)
+    for blank in BLANKS:
+        codes[ord(blank)] = 0
+    for digit, symbol in enumerate(board.symbols, start=1):
+        codes[[ord(symbol), ord(symbol.lower())]] = digit
+    return codes
+
+
+def _read_text(source: Path | Traversable, name: str) -> str:
+    try:
+        raw = source.read_bytes()
+        return (gzip.decompress(raw) if name.endswith(".gz") else raw).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {name!r}; give the path of a CSV with columns question,answer") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"cannot read {name!r} ({reason}); give a CSV file, plain or .gz") from error
+
+
+def _columns(text: str, name: str, cells: int) -> tuple[list[str], list[str], list[int]]:
+    """The questions, the answers, and the line of the file that each stands on."""
+    reader = csv.DictReader(io.StringIO(text))
+    columns: dict[str, list[str]] = {"question": [], "answer": []}
+    lines: list[int] = []
+    try:
+        for column in columns:
+            if column not in (reader.fieldnames or ()):
+                raise DataError(f"{name!r} has no column {column!r}; its first line must name question and answer")
+        for row in reader:
+            for column, values in columns.items():
+                value = (row[column] or "").strip()
+                if len(value) != cells:
+                    reason = f"the {column} has {len(value)} symbols and must have {cells}"
+                    raise DataError(f"{name!r}, line {reader.line_num}: {reason}; correct or remove the line")
+                values.append(value)
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{name!r}, line {reader.line_num}: {error}; correct or remove the line") from error
+    if not lines:
+        raise DataError(f"{name!r} has no puzzles; give a CSV with a line for each below the names of the columns")
+    return columns["question"], columns["answer"], lines
+
+
+def read_csv(board: Board, source: Path | Traversable, name: str) -> Puzzles:
+    """Read puzzles from a CSV, plain or gzip, with columns question and answer (others are passed over).
+
+    That an answer is the only one is taken on trust. Raises DataError with the line and the reason.
+    """
+    questions, answers, lines = _columns(_read_text(source, name), name, board.cells)
+
+    def refuse(bad: Flags, reason: str) -> None:
+        if bad.any():
+            raise DataError(f"{name!r}, line {lines[int(bad.argmax())]}: {reason}; correct or remove the line")
+
+    def digits(texts: list[str]) -> Grids:
+        # "replace" keeps one byte a symbol: a question mark for what is not ASCII, which is no digit either.
+        raw = "".join(texts).encode("ascii", "replace")
+        return symbol_codes(board)[np.frombuffer(raw, dtype=np.uint8)].reshape(-1, board.cells)
+
+    found = Puzzles(digits(questions), digits(answers))
+    refuse((found.puzzles == UNKNOWN).any(axis=1), "the question has an unknown symbol")
+    solved = [is_solution(board, found.solutions[at : at + BLOCK]) for at in range(0, len(lines), BLOCK)]
+    refuse(~np.concatenate(solved), "the answer is not a solved board")
+    wrong = (found.puzzles != 0) & (found.puzzles != found.solutions)
+    refuse(wrong.any(axis=1), "the answer contradicts the question")
+    return found
+
+
+class _Taken:
+    """What earlier splits have."""
+
+    def __init__(self, board: Board, *earlier: Puzzles) -> None:
+        self.board = board
+        self.signatures = np.concatenate([signature(board, *p) for p in earlier] or [np.zeros(0, np.uint64)])
+        self.grids = np.concatenate([grid_hashes(p.solutions) for p in earlier] or [np.zeros(0, np.uint64)])
+
+    def free(self, found: Puzzles, signatures: Hashes) -> Flags:
+        """Which puzzles [N] share neither a signature nor a solution grid with an earlier split."""
+        taken = np.isin(signatures, self.signatures) | np.isin(grid_hashes(found.solutions), self.grids)
+        return np.asarray(~taken)
+
+
+def _default_count(board: Board, split: Split) -> int:
+    """How many puzzles to generate unless told: as many as are there to find, or take a minute at most up to 12x12."""
+    train = 2000 if board.side <= 5 else 10_000 if board.side <= 8 else 2000
+    if board.side > 12:
+        return {"train": 500, "validation": 100, "test": 200}[split]
+    return {"train": train, "validation": 500, "test": 1000}[split]
+
+
+class SudokuData:
+    """The splits of one configuration; made when first asked for. A count of None is the board's own."""
+
+    def __init__(
+        self, board: Board, counts: Mapping[Split, int | None], train_file: str, test_file: str, seed: int
+    ) -> None:
+        self.board, self.counts, self.seed = board, counts, seed
+        self.train_file, self.test_file = train_file, test_file
+        self.shipped = not train_file and (board.box_rows, board.box_columns) == (3, 3)
+
+    def split(self, split: Split) -> Puzzles:
+        """All puzzles of a split."""
+        if split == "test":
+            return self.test
+        if split == "validation":
+            return self.validation
+        if self.shipped or self.train_file:
+            return self._training_file().rows(self._file_split[1])
+        return self._generate("train", _Taken(self.board, self._reserved, self.validation))
+
+    @cached_property
+    def test(self) -> Puzzles:
+        """The test split."""
+        if not self.test_file:
+            return self._reserved
+        return self._reserved.rows(self._choose(np.arange(len(self._reserved.puzzles)), "test", self.test_file))
+
+    @cached_property
+    def _reserved(self) -> Puzzles:
+        """The test split; of a file also what is not drawn: a model must not have seen it when it is, another time."""
+        if self.test_file:
+            return read_csv(self.board, Path(self.test_file), self.test_file)
+        return self._generate("test", _Taken(self.board))
+
+    @cached_property
+    def validation(self) -> Puzzles:
+        """The validation split."""
+        if self.shipped or self.train_file:
+            return self._training_file().rows(self._file_split[0])
+        return self._generate("validation", _Taken(self.board, self._reserved))
+
+    @cached_property
+    def held_out_grids(self) -> frozenset[int]:
+        """The hashes of the solution grids of validation and test."""
+        return frozenset(np.concatenate([grid_hashes(p.solutions) for p in (self._reserved, self.validation)]).tolist())
+
+    def _rng(self, split: Split) -> np.random.Generator:
+        return np.random.default_rng([self.seed, SPLITS.index(split), self.board.box_rows, self.board.box_columns])
+
+    def _choose(self, index: Index, split: Split, name: str) -> Index:
+        """Draw as many of the rows of a file as are asked for; they stay in the order of the file."""
+        count = self.counts[split]
+        if count is None or count == len(index):
+            return index
+        if count > len(index):
+            raise DataError(f"{name!r} has {len(index)} puzzles for {split}, {count} are asked for; lower `{split}`")
+        return np.sort(self._rng(split).permutation(index)[:count])
+
+    def _training_file(self) -> Puzzles:
+        if self.shipped:
+            name = "sudoku_train_1k.csv"
+            return read_csv(self.board, resources.files("loopwise.tasks") / "assets" / name, name)
+        return read_csv(self.board, Path(self.train_file), self.train_file)
+
+    @cached_property
+    def _file_split(self) -> tuple[Index, Index]:
+        """The rows of the training file that are for validation, and those for training.
+
+        Families, puzzles whose solutions are one grid up to symmetry, stand whole on one side: some lists of hard
+        puzzles are made by moving a clue or two of others. Below side 9 there are too few grids for that (49 of 6x6),
+        and a family is a puzzle with its symmetric images.
+        """
+        found, name = self._training_file(), self.train_file or "sudoku_train_1k.csv"
+        taken = _Taken(self.board, self._reserved)
+        free = np.flatnonzero(taken.free(found, signature(self.board, *found)))
+        usable = found.rows(free)
+        shape = usable.puzzles if self.board.side < 9 else usable.solutions
+        marks = signature(self.board, shape, usable.solutions)
+        families, member, sizes = np.unique(marks, return_inverse=True, return_counts=True)
+        wanted = self.counts["validation"]
+        if wanted is None:
+            wanted = min(500, len(free) // 10)
+        chosen = np.zeros(len(families), dtype=np.bool_)
+        room = wanted
+        for family in mix64(families ^ mix64([self.seed % 2**64])).argsort():
+            if sizes[family] <= room:
+                chosen[family] = True
+                room -= int(sizes[family])
+        if room:
+            reason = f"{name!r} has {len(free)} usable puzzles in {len(families)} families"
+            raise DataError(f"{reason}, which leaves no {wanted} to hold out; lower `validation`")
+        held_out = chosen[member]
+        train = self._choose(free[~held_out], "train", name)
+        if not len(train):
+            raise DataError(f"{name!r} has no puzzle left for training; lower `validation` or give a larger file")
+        return free[held_out], train
+
+    def _generate(self, split: Split, taken: _Taken) -> Puzzles:
+        """Generate puzzles until there are as many as wanted, or until almost none is new."""
+        asked = self.counts[split]
+        wanted = _default_count(self.board, split) if asked is None else asked
+        rng, found = self._rng(split), Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
+        signatures = np.zeros(0, dtype=np.uint64)
+        new = block = 1
+        while len(signatures) < wanted and 50 * new >= block:
+            block = min(BLOCK, max(64, wanted - len(signatures)))
+            fresh = self._fresh(split, block, rng)
+            marks = signature(self.board, *fresh)
+            # Equal signatures count as equal puzzles. Should two differ after all, one is lost and no harm is done.
+            first = np.sort(np.unique(marks, return_index=True)[1])
+            first = first[taken.free(fresh, marks)[first] & ~np.isin(marks[first], signatures)]
+            new = len(first)
+            signatures = np.concatenate([signatures, marks[first]])
+            found = Puzzles(*(np.concatenate(pair) for pair in zip(found, fresh.rows(first), strict=True)))
+        have, n = len(signatures), self.board.side
+        if have < wanted and (asked is not None or not have):
+            raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
+        return found.rows(np.arange(min(have, wanted)))
+
+    def _fresh(self, split: Split, count: int, rng: np.random.Generator) -> Puzzles:
+        """Generate at most `count` puzzles on grids that belong to the split."""
+        board = self.board
+        grids = random_grids(board, count, rng)
+        for _ in range(64):
+            stray = np.flatnonzero(~self._belongs(grids, split))
+            if not stray.size:
+                break
+            names = 1 + rng.random((stray.size, board.side)).argsort(axis=1)
+            grids[stray] = np.take_along_axis(names, grids[stray].astype(np.intp) - 1, axis=1)
+        grids = grids[self._belongs(grids, split)]
+        puzzles = dig(board, grids, rng)
+        if board.side < 6:  # a 4x4 board has but 36 minimal puzzles
+            puzzles = restore_clues(puzzles, grids, 6, rng)
+        return Puzzles(puzzles, grids)
+
+    def _belongs(self, grids: Grids, split: Split) -> Flags:
+        eighth = mix64(grid_hashes(grids) ^ mix64([self.seed % 2**64])) % np.uint64(8)
+        return np.isin(eighth, np.array(SHARES[split], dtype=np.uint64))

@@ -1,0 +1,74 @@
+"""Options of a training run that concern neither puzzle nor network. The defaults are TRM's published recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loopwise.errors import ConfigError
+from loopwise.runtime import Device, Dtype
+from loopwise.training.losses import Loss
+
+__all__ = ["TrainingConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How to train."""
+
+    steps: int = 65_104
+    """Optimizer steps; each is one supervision step of every slot."""
+    batch_size: int = 768
+    """Slots, over all processes together."""
+    optimizer: Literal["adam-atan2", "adamw", "muon"] = "adam-atan2"
+    """Optimizer of the networks; muon takes AdamW for everything but the weight matrices inside the blocks."""
+    lr: float = 1e-4
+    """Peak learning rate."""
+    muon_lr: float = 0.02
+    """Peak learning rate of the weight matrices under muon."""
+    lr_end: float = 1.0
+    """Share of the peak at the end of the cosine; 1 keeps the rate constant after the warm-up."""
+    warmup_steps: int = 2000
+    """Optimizer steps of linear warm-up."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on every parameter."""
+    puzzle_lr: float = 1e-2
+    """Peak learning rate of the puzzle embeddings (sign-SGD)."""
+    puzzle_weight_decay: float = 0.1
+    """Decoupled weight decay of the puzzle embeddings that a batch touches."""
+    loss: Loss = "stablemax"
+    """Cross-entropy of the answer: stablemax in float64 as published, or the usual softmax."""
+    ema: float = 0.999
+    """Decay of the moving average of the weights, which is what is evaluated and shipped; 0 turns it off."""
+    augment: bool = True
+    """Draw a symmetry of the task for each training example."""
+    seed: int = 0
+    """Seed of the order of the data, of augmentation and of exploration."""
+    eval_every: int = 1000
+    """Optimizer steps between two evaluations on the validation split."""
+    stop_at: float = 1.1
+    """Stop when the exact accuracy on the validation split reaches this; more than 1 means never."""
+    save_every: float = 60.0
+    """Seconds between two saves of the training state."""
+    device: Device = "auto"
+    """Where to train."""
+    dtype: Dtype = "auto"
+    """Number format of the activations; auto is bfloat16 where the processor multiplies matrices in it."""
+    compile: bool = False
+    """Fuse the network's kernels with torch.compile; takes up to a minute at the start."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        for name in ("steps", "batch_size", "eval_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "muon_lr", "puzzle_lr", "save_every"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        for name in ("ema", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")

@@ -1,0 +1,236 @@
+"""Deep supervision in carry space: one optimizer step is one supervision step of every slot.
+
+A slot keeps its puzzle and its detached state from one optimizer step to the next until it halts; then it takes a fresh
+puzzle. So a batch mixes puzzles that have just been met with puzzles that have been thought about for fifteen steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim import Optimizer
+
+from loopwise.data.stream import Stream
+from loopwise.errors import TrainingError
+from loopwise.reasoners.base import GradientPolicy, Reasoner
+from loopwise.reasoners.carry import Carry, empty_carry, refill
+from loopwise.reasoners.halting import HaltingPolicy
+from loopwise.runtime import generator
+from loopwise.training.config import TrainingConfig
+from loopwise.training.ema import MovingAverage
+from loopwise.training.losses import answer_loss
+from loopwise.training.optimizers import AdamATan2, SparseSignSGD, learning_rate
+from loopwise.types import Batch, Json, Prediction
+
+__all__ = ["StepMetrics", "Trainer"]
+
+
+class StepMetrics(NamedTuple):
+    """What one optimizer step showed. Accuracies are over the slots that halted in it, as published."""
+
+    loss: float  # answer + weighted halting loss, per slot
+    answer_loss: float
+    halting_loss: float
+    finished: int  # slots that halted
+    exact: int  # of these, with an answer that is right
+    halting_right: int  # of these, with a halting logit that says so
+    tokens: float  # sum over the finished of the share of asked positions that are right
+    steps: int  # sum over the finished of the steps they had
+    lr: float
+
+
+class Trainer:
+    """Owns the slots, the optimizers, the moving average and the randomness of one process."""
+
+    def __init__(
+        self,
+        reasoner: Reasoner[Any],
+        gradient: GradientPolicy,
+        halting: HaltingPolicy[Any],
+        stream: Stream,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.gradient = gradient
+        self.halting = halting
+        self.stream = stream
+        self.reasoner = reasoner.to(accelerator.device).train()
+        self.ema = MovingAverage(self.reasoner, config.ema)
+        self.optimizers = list(_optimizers(self.reasoner, config))
+        self.step = 0
+        self.slots = config.batch_size // accelerator.num_processes
+        self.rng = generator(accelerator.device, config.seed, accelerator.process_index)
+        self.carry = self._free_slots()
+
+    def _free_slots(self) -> Carry:
+        row = torch.zeros(self.slots, self.reasoner.spec.length, dtype=torch.int64, device=self.accelerator.device)
+        return empty_carry(self.reasoner, Batch(row, row, row[:, 0]))
+
+    def train_step(self) -> StepMetrics:
+        """One supervision step of every slot, one optimizer step.
+
+        Raises TrainingError, before any weight is touched, when the loss is not a finite number.
+        """
+        self.carry = refill(self.reasoner, self.carry, self._incoming(), self.carry.halted)
+        state, prediction = self.reasoner(self.carry.state, self.carry.batch, self.gradient)
+        answer, right, correct = answer_loss(self.config.loss, prediction.logits, self.carry.batch.labels)
+        halting = self.halting.loss(prediction, correct)
+        loss = answer + self.halting.config.weight * halting
+        (loss / self.config.batch_size).backward()
+        self._guard(loss)
+        lr = self._update()
+        self.carry = self._advance(state, prediction)
+        return self._metrics(prediction, right, correct, (loss, answer, halting), lr)
+
+    def _incoming(self) -> Batch:
+        """A fresh puzzle for each free slot; the rows of the others are whatever stands there."""
+        free = self.carry.halted.nonzero().squeeze(-1)
+        rows = self.stream.take(len(free))
+        batch = Batch(*(column.clone() for column in self.carry.batch))
+        for column, new in zip(batch, rows, strict=True):
+            column[free] = torch.as_tensor(new, dtype=torch.int64, device=column.device)
+        return batch
+
+    def _guard(self, loss: Tensor) -> None:
+        if not torch.isfinite(self.accelerator.reduce(loss.detach())).item():
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.step + 1}; the last saved state is kept: "
+                "resume from it with a lower --training.lr, or train with --training.dtype float32"
+            )
+
+    def _update(self) -> float:
+        """One optimizer step with the gradient of all processes; returns the learning rate."""
+        self._sum_gradients()
+        self.step += 1
+        c = self.config
+        scale = learning_rate(self.step, 1.0, c.warmup_steps, c.steps, c.lr_end)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = scale * group["peak"]
+            optimizer.step()
+            optimizer.zero_grad()
+        self.ema.update()
+        return scale * c.lr
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of all processes; one call for the dense ones, one for the rows of the table."""
+        if self.accelerator.num_processes == 1:
+            return
+        table = self.reasoner.puzzle_table()
+        dense = [p.grad for p in self.reasoner.parameters() if p is not table and p.grad is not None]
+        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in dense]))
+        parts = flat.split([g.numel() for g in dense])
+        torch._foreach_copy_(dense, [part.view_as(g) for part, g in zip(parts, dense, strict=True)])
+        if table is not None and table.grad is not None:
+            ids = self.accelerator.gather(table.grad._indices()[0])
+            rows = self.accelerator.gather(table.grad._values())
+            table.grad = torch.sparse_coo_tensor(ids.unsqueeze(0), rows, table.shape)
+
+    def _advance(self, state: Any, prediction: Prediction) -> Carry:
+        steps = self.carry.steps + 1
+        with torch.no_grad():
+            halted = self.halting.halt(prediction, steps, self.halting.explore(self.slots, self.rng))
+        return Carry(state, steps, halted, self.carry.batch)
+
+    @torch.no_grad()
+    def _metrics(
+        self, prediction: Prediction, right: Tensor, correct: Tensor, losses: tuple[Tensor, ...], lr: float
+    ) -> StepMetrics:
+        halted = self.carry.halted
+        asked = (self.carry.batch.labels >= 0).sum(-1).clamp(min=1)
+        tokens = (right.sum(-1) / asked)[halted].sum()
+        said = (prediction.halt_logits >= 0) == correct
+        columns = [t.double() / self.slots for t in losses]
+        columns += [t.double() for t in (halted.sum(), correct[halted].sum(), said[halted].sum(), tokens)]
+        columns += [self.carry.steps[halted].sum().double()]
+        loss, answer, halting, finished, exact, halting_right, token_share, steps = torch.stack(columns).tolist()
+        return StepMetrics(
+            loss, answer, halting, int(finished), int(exact), int(halting_right), token_share, int(steps), lr
+        )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
+        """Everything that the next step depends on, as tensors and as JSON."""
+        tensors = {f"model.{name}": t for name, t in self.reasoner.state_dict().items()}
+        tensors |= {f"ema.{name}": t for name, t in self.ema.state_dict().items()}
+        tensors |= dict(_carry_tensors(self.carry))
+        tensors["rng"] = self.rng.get_state()
+        numbers: dict[str, Json] = {"step": self.step, "stream": self.stream.state_dict()}
+        for i, optimizer in enumerate(self.optimizers):
+            for key, entry in optimizer.state_dict()["state"].items():
+                for name, value in entry.items():
+                    target = tensors if isinstance(value, Tensor) else numbers
+                    target[f"optimizer.{i}.{key}.{name}"] = value
+        return tensors, numbers
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Json]) -> None:
+        """Continue from what `state` returned. Raises KeyError or RuntimeError when it does not fit."""
+        self.reasoner.load_state_dict(_under("model.", tensors))
+        self.ema.load_state_dict(_under("ema.", tensors))
+        for i, optimizer in enumerate(self.optimizers):
+            saved = optimizer.state_dict()
+            saved["state"] = _optimizer_state(f"optimizer.{i}.", {**numbers, **tensors})
+            optimizer.load_state_dict(saved)
+        free = self._free_slots()
+        columns = {name: tensors[name].to(t.device) for name, t in _carry_tensors(free)}
+        self.carry = Carry(
+            state=type(free.state)(*(columns[f"carry.state.{i}"] for i in range(len(free.state)))),
+            steps=columns["carry.steps"],
+            halted=columns["carry.halted"],
+            batch=Batch(*(columns[f"carry.batch.{i}"] for i in range(len(free.batch)))),
+        )
+        self.rng.set_state(tensors["rng"].cpu())
+        self.stream.load_state_dict(numbers["stream"])
+        self.step = numbers["step"]
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def _carry_tensors(carry: Carry) -> Iterator[tuple[str, Tensor]]:
+    yield from ((f"carry.state.{i}", t) for i, t in enumerate(carry.state))
+    yield from ((f"carry.batch.{i}", t) for i, t in enumerate(carry.batch))
+    yield from (("carry.steps", carry.steps), ("carry.halted", carry.halted))
+
+
+def _optimizer_state(prefix: str, entries: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in entries.items():
+        if name.startswith(prefix):
+            key, _, field = name[len(prefix) :].partition(".")
+            state.setdefault(int(key), {})[field] = value
+    return state
+
+
+def _optimizers(reasoner: Reasoner[Any], config: TrainingConfig) -> Iterator[Optimizer]:
+    """The optimizers of the networks and of the puzzle table, each group with its peak learning rate."""
+    table = reasoner.puzzle_table()
+    dense = [p for p in reasoner.parameters() if p is not table]
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        inside = {id(p): p for network in reasoner.networks() for p in network.parameters() if p.dim() == 2}
+        dense = [p for p in dense if id(p) not in inside]
+        yield _with_peak(
+            torch.optim.Muon(list(inside.values()), lr=config.muon_lr, weight_decay=config.weight_decay), config.muon_lr
+        )
+    if config.optimizer == "adam-atan2":
+        yield _with_peak(AdamATan2(dense, config.lr, betas, config.weight_decay), config.lr)
+    else:
+        adamw = torch.optim.AdamW(dense, config.lr, betas, weight_decay=config.weight_decay, foreach=True)
+        yield _with_peak(adamw, config.lr)
+    if table is not None:
+        yield _with_peak(SparseSignSGD([table], config.puzzle_lr, config.puzzle_weight_decay), config.puzzle_lr)
+
+
+def _with_peak(optimizer: Optimizer, peak: float) -> Optimizer:
+    for group in optimizer.param_groups:
+        group["peak"] = peak
+    return optimizer
