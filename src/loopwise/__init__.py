@@ -18,12 +18,13 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(checkpoint: str | Path, *, slots: int = 64, device: str = "auto") -> Solver:
+def load(checkpoint: str | Path, *, slots: int = 64, device: str = "auto", trust: bool = False) -> Solver:
     """Load a trained model, ready to solve: a checkpoint folder, or the name of a model that comes with loopwise.
 
-    Raises CheckpointError, in one line that says what to do, when there is none or it is damaged.
+    With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
+    Raises CheckpointError, in one line that says what to do, when there is no checkpoint or it is damaged.
     """
     from loopwise.models import find
     from loopwise.solving.solver import Solver
 
-    return Solver.from_pretrained(find(str(checkpoint)), slots=slots, device=device)
+    return Solver.from_pretrained(find(str(checkpoint)), slots=slots, device=device, trust=trust)

@@ -66,21 +66,31 @@ def save_weights(folder: Path, reasoner: Reasoner[Any], notes: dict[str, Json]) 
     write_tensors(folder / WEIGHTS, reasoner.state_dict(), {**notes, "config": _config_id(folder)})
 
 
-def read_model(folder: Path) -> tuple[Model, dict[str, Json]]:
+def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
     """Build the model that config.json describes, without its weights: (model, the recipe as JSON).
 
-    Raises CheckpointError when the file is missing, damaged, or of another program or version.
+    A config.json may name code outside loopwise: a class by its dotted path, the checker of a table. Only with `trust`
+    is it imported; without, a class is refused and a checker left out. Raises CheckpointError when the file is missing,
+    damaged, or of another program or version.
     """
     data = read_json(folder / CONFIG)
     where = str(folder / CONFIG)
     if data.get("format") != FORMAT:
         raise CheckpointError(f"{where} has the format {data.get('format')!r}, this version reads {FORMAT!r}")
     try:
+        names = [str(data[part]["name"]) for part in ("task", "reasoner", "gradient", "halting")]
+        foreign = [name for name in names if ":" in name]
+        if foreign and not trust:
+            raise CheckpointError(
+                f"{where} names code outside loopwise, {foreign[0]}; load it with trust if you trust it"
+            )
         task_class = resolve(data["task"]["name"], "loopwise.tasks", Task)  # type: ignore[type-abstract]
         reasoner_class = resolve(data["reasoner"]["name"], "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
         gradient_class = resolve(data["gradient"]["name"], "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
         halting_class = resolve(data["halting"]["name"], "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
         task_config = from_json(task_class.Config, data["task"]["config"], "task")
+        if not trust:
+            task_config = task_class.without_code(task_config)
         task = task_class.restore(task_config, data["task"]["metadata"])
         reasoner_config = from_json(reasoner_class.Config, data["reasoner"]["config"], "reasoner")
         reasoner = reasoner_class(reasoner_config, task.spec, DTYPES[data["reasoner"]["dtype"]])
@@ -94,13 +104,16 @@ def read_model(folder: Path) -> tuple[Model, dict[str, Json]]:
         raise CheckpointError(f"{where} is malformed ({type(error).__name__}: {error})") from error
 
 
-def load_model(folder: Path) -> tuple[Model, dict[str, Json]]:
-    """Read a checkpoint folder: (model with its weights, ready to solve; the notes of the weights)."""
+def load_model(folder: Path, *, trust: bool = False) -> tuple[Model, dict[str, Json]]:
+    """Read a checkpoint folder: (model with its weights, ready to solve; the notes of the weights).
+
+    For `trust` see `read_model`. Raises CheckpointError.
+    """
     if not folder.is_dir():
         raise CheckpointError(
             f"there is no checkpoint folder {folder}; give the folder that `loopwise train --out` wrote"
         )
-    model, _ = read_model(folder)
+    model, _ = read_model(folder, trust=trust)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(
             f"{folder} holds no weights yet: the run was stopped before its first evaluation; resume it"

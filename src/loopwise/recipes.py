@@ -15,7 +15,7 @@ from loopwise.reasoners.trm import TRMConfig
 from loopwise.registry import discover, resolve, suggest
 from loopwise.runs import RunConfig
 from loopwise.tasks.base import Task, TaskConfig
-from loopwise.tasks.sudoku import Sudoku
+from loopwise.tasks.sudoku import SudokuConfig
 from loopwise.training.config import TrainingConfig
 
 __all__ = ["find", "recipe_notes", "recipes", "small"]
@@ -46,13 +46,13 @@ def sudoku_6x6() -> RunConfig:
     """The demo: a TRM of 60,000 weights learns 6x6 Sudoku from minimal puzzles in a few minutes on two cores."""
     return RunConfig(
         task="sudoku",
-        task_config=Sudoku.Config(box="2x3"),
+        task_config=SudokuConfig(box="2x3"),
         reasoner_config=TRMConfig(
             hidden_size=64, core="mlp", positions="none", H_cycles=1, L_cycles=2, registers=1, width_multiple=16
         ),
         training=TrainingConfig(
-            steps=1500,
-            batch_size=128,
+            steps=2000,
+            batch_size=64,
             lr=4e-3,
             lr_end=0.1,
             warmup_steps=50,
@@ -60,8 +60,8 @@ def sudoku_6x6() -> RunConfig:
             loss="softmax",
             puzzle_lr=1e-3,
             puzzle_weight_decay=0.0,
-            ema=0.97,
-            eval_every=150,
+            ema=0.98,
+            eval_every=250,
         ),
     )
 

@@ -91,7 +91,7 @@ def resume_training_config(folder: Path) -> TrainingConfig:
     """The training options with which the run in `folder` would be resumed. Raises CheckpointError."""
     if not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder} holds no run to resume; start one with --out {folder}")
-    _, recipe = read_model(folder)
+    _, recipe = read_model(folder, trust=True)
     if has_state(folder / STATE):
         recipe = read_notes(folder / STATE)["training"]
     return from_json(TrainingConfig, recipe, f"{folder / CONFIG}: training")
@@ -105,7 +105,7 @@ def resume_run(
 ) -> Outcome:
     """Continue the run in `folder` where its last save left it, with other training options if any are given."""
     training = training or resume_training_config(folder)
-    model, _ = read_model(folder)
+    model, _ = read_model(folder, trust=True)
     return _Run(model, training, folder, tracker).train(time_limit)
 
 
@@ -152,7 +152,7 @@ class _Run:
             write_config(self.folder, self.model, to_json(self.training))
         self.accelerator.wait_for_everyone()
         if self.tracker != "none":
-            self.accelerator.init_trackers("loopwise")
+            self.accelerator.init_trackers("tensorboard")
         hooks = Hooks(evaluate=self._evaluate, keep_best=self._keep_best, save=self._save)
         with self._reporter() as reporter:
             reporter.say(self._introduction())

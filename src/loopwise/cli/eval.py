@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         if {"-h", "--help"} & set(rest):
             parse(arguments_class("Eval"), rest, command="eval CHECKPOINT", about=ABOUT)
         raise ConfigError("say which model: loopwise eval CHECKPOINT; `loopwise models` lists the shipped ones")
-    solver = loopwise.load(checkpoint)
+    trust = "--trust" in rest
+    solver = loopwise.load(checkpoint, trust=trust)
     task = solver.task
     cls = arguments_class(
         "Eval",
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         ),
         limit=(int, 0, "score only the first so many puzzles; 0 means all"),
         slots=(int, 256, "puzzles that are worked on side by side"),
+        trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
         json=(bool, False, "write the scores as JSON"),
         task=(type(task.config), task.config, ""),
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 from rich.console import Console
 
 import loopwise
 from loopwise.cli.parsing import parse, take_positional
+from loopwise.data import cache
 from loopwise.errors import ConfigError, DataError, PuzzleError
 from loopwise.solving.solver import Solution, Solver
 from loopwise.types import Json, Tokens
@@ -26,9 +29,14 @@ puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}.
 
   loopwise solve runs/sorting "3 1 2 9 4 4 0 7 5 5 1 8 6 2 2 3"
   loopwise solve runs/six 4.....2...6....5..1.3...........2.4. --trace
+  loopwise solve runs/six --sample 7 --trace
   loopwise solve runs/six --file puzzles.txt --json > answers.jsonl
   cat puzzles.jsonl | loopwise solve runs/six - --json
 """
+
+
+SECONDS_A_STEP = 0.4
+"""Pause after each step of a trace in a terminal, so that the eye can follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,8 @@ class Arguments:
     """A file of one puzzle a line."""
     json: bool = False
     """Write one JSON record a puzzle, in order."""
+    sample: int | None = None
+    """Solve puzzle number N of the test split, which no training has seen."""
     trace: bool = False
     """Show the proposed answer after every step."""
     max_steps: int = 0
@@ -49,6 +59,8 @@ class Arguments:
     """Puzzles that are worked on side by side; the answers are the same at equal slots."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, mps."""
+    trust: bool = False
+    """Import and call code of yours that the checkpoint names, such as the checker of a table."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,27 +70,38 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(Arguments, rest, command="solve CHECKPOINT", about=ABOUT)
     if checkpoint is None:
         raise ConfigError("say which model: loopwise solve CHECKPOINT PUZZLE; `loopwise models` lists the shipped ones")
-    if (puzzle is None) == (not args.file):
-        raise ConfigError("give one of: a puzzle, --file FILE, or - for the standard input")
+    if (puzzle is not None) + bool(args.file) + (args.sample is not None) != 1:
+        raise ConfigError("give one of: a puzzle, --file FILE, --sample N, or - for the standard input")
     if args.max_steps < 0:
         raise ConfigError(f"--max-steps must be at least 1, not {args.max_steps}")
-    single = puzzle is not None and puzzle != "-"
-    solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device)
+    single = args.file == "" and puzzle != "-"
+    solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device, trust=args.trust)
     limit = args.max_steps or None
+    puzzles: Iterable[Json] = map(_read_line, _lines(puzzle, args.file))
+    if args.sample is not None:
+        puzzles = [_sample(solver, args.sample)]
     if args.trace:
-        return _trace(solver, _lines(puzzle, args.file), limit, as_json=args.json)
+        return _trace(solver, puzzles, limit, as_json=args.json)
     if single and not args.json:
-        tokens_of = _read_value(puzzle or "")
-        (solution,) = solver.solve([tokens_of], max_steps=limit, until_halted=args.until_halted)
-        _show(solver, solver.task.parse(tokens_of), solution)
+        (value,) = puzzles
+        (solution,) = solver.solve([value], max_steps=limit, until_halted=args.until_halted)
+        _show(solver, solver.read(value), solution)
         return 0
-    return _solve_lines(solver, _lines(puzzle, args.file), args, limit)
+    return _solve_all(solver, puzzles, args, limit)
 
 
-def _solve_lines(solver: Solver, lines: Iterable[str], args: Arguments, limit: int | None) -> int:
-    """Write an answer, or a record, for each line; a line that cannot be read does not stop the others."""
+def _sample(solver: Solver, number: int) -> Json:
+    """A puzzle of the test split, as a list of symbols that the task reads."""
+    data = cache.examples(solver.task, "test")
+    if not 0 <= number < len(data.inputs):
+        raise ConfigError(f"--sample {number} is not there: the test split has {len(data.inputs)} puzzles, from 0")
+    return np.array(data.inputs[number])
+
+
+def _solve_all(solver: Solver, puzzles: Iterable[Json], args: Arguments, limit: int | None) -> int:
+    """Write an answer, or a record, for each puzzle; one that cannot be read does not stop the others."""
     failed = False
-    results = solver.stream(map(_read_line, lines), max_steps=limit, until_halted=args.until_halted)
+    results = solver.stream(puzzles, max_steps=limit, until_halted=args.until_halted)
     for number, result in enumerate(results, 1):
         if args.json:
             print(json.dumps(_record(result), ensure_ascii=False), flush=True)  # noqa: T201
@@ -118,18 +141,19 @@ def _verdict(solution: Solution) -> str:
     return f"{verified}; {steps}, {why}; halt probability {solution.halt_probability:.3f}; {solution.seconds:.2f} s"
 
 
-def _trace(solver: Solver, lines: Iterable[str], limit: int | None, *, as_json: bool) -> int:
+def _trace(solver: Solver, puzzles: Iterable[Json], limit: int | None, *, as_json: bool) -> int:
     """Show every step of each puzzle: what changed, and what the model thinks of it."""
     console = Console(highlight=False)
-    for line in lines:
-        value = _read_line(line)
-        puzzle = solver.task.parse(value)
+    for value in puzzles:
+        puzzle = solver.read(value)
+        if not as_json:
+            console.print("[bold]the puzzle[/bold]")
+            console.print(solver.task.render(puzzle), soft_wrap=True)
         previous: Tokens | None = None
         for number, step in enumerate(solver.trace(value, max_steps=limit), 1):
             verified = solver.task.verify(puzzle, step.tokens)
             if as_json:
-                answer = solver.task.format(step.tokens, value)
-                record: dict[str, Any] = {"step": number, "answer": answer, "verified": verified}
+                record: dict[str, Any] = {"step": number, "answer": step.answer, "verified": verified}
                 print(json.dumps({**record, "halt_probability": step.halt_probability}), flush=True)  # noqa: T201
             else:
                 changed = "" if previous is None else f", {int((step.tokens != previous).sum())} changed"
@@ -139,6 +163,8 @@ def _trace(solver: Solver, lines: Iterable[str], limit: int | None, *, as_json: 
                 )
                 console.print(solver.task.render(step.tokens, puzzle, previous), soft_wrap=True)
             previous = step.tokens
+            if console.is_terminal and not as_json:
+                time.sleep(SECONDS_A_STEP)
             if verified or (verified is None and step.halt_probability > 0.5):
                 break
     return 0

@@ -36,7 +36,7 @@ class Solution:
     """An answer, and how it came about."""
 
     answer: Json
-    """In the form of the puzzle: a string, a list or a grid."""
+    """In the form of the puzzle: a string, a list or a grid, or tokens where the puzzle was given as such."""
     tokens: Tokens
     """The answer as tokens [L]."""
     verified: bool | None
@@ -54,6 +54,7 @@ class Solution:
 class Step(NamedTuple):
     """The proposed answer after one supervision step."""
 
+    answer: Json  # in the form of the puzzle
     tokens: Tokens  # [L]
     halt_probability: float
 
@@ -72,9 +73,12 @@ class Solver:
         self.trained_steps = int(model.halting.config.max_steps)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, slots: int = 64, device: str = "auto") -> Solver:
-        """Load a checkpoint folder, or a model repository of the Hugging Face hub (extra `hub`) by `owner/name`."""
-        model, _ = load_model(_locate(str(name)))
+    def from_pretrained(cls, name: str | Path, *, slots: int = 64, device: str = "auto", trust: bool = False) -> Solver:
+        """Load a checkpoint folder, or a model repository of the Hugging Face hub by `owner/name`.
+
+        With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
+        """
+        model, _ = load_model(_locate(str(name)), trust=trust)
         return cls(model, slots=slots, device=device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -86,6 +90,8 @@ class Solver:
         self, puzzles: Sequence[Json], *, max_steps: int | None = None, until_halted: bool = True
     ) -> list[Solution]:
         """Solve puzzles; the answers come in their order.
+
+        A puzzle is what the task reads, a string, a list or a grid, or its tokens as an int32 array [L].
 
         Raises PuzzleError, naming the puzzle, when one of them cannot be read; `stream` goes on instead.
         """
@@ -109,17 +115,18 @@ class Solver:
 
     def trace(self, puzzle: Json, *, max_steps: int | None = None) -> list[Step]:
         """The proposed answer after each of `max_steps` steps, not stopping when the model would."""
-        tokens = self._parse(puzzle)
+        tokens = self.read(puzzle)
         carry = self._load([tokens])
         steps = []
         for _ in range(self.trained_steps if max_steps is None else max_steps):
             carry, prediction = self._advance(carry)
-            answer, probability = _read(prediction)
-            steps.append(Step(answer[0], float(probability[0])))
+            answers, probabilities = _read(prediction)
+            steps.append(Step(self._write(answers[0], puzzle), answers[0], float(probabilities[0])))
         return steps
 
-    def _parse(self, puzzle: Json) -> Tokens:
-        tokens = self.task.parse(puzzle)
+    def read(self, puzzle: Json) -> Tokens:
+        """The tokens [L] of a puzzle. Raises PuzzleError, in one line, when the task or the model cannot take it."""
+        tokens = puzzle if isinstance(puzzle, np.ndarray) else self.task.parse(puzzle)
         if not self.reasoner.accepts(len(tokens)):
             raise PuzzleError(
                 f"this model takes puzzles of {self.reasoner.spec.length} positions, not {len(tokens)}; "
@@ -127,19 +134,22 @@ class Solver:
             )
         return tokens
 
+    def _write(self, tokens: Tokens, puzzle: Json) -> Json:
+        return tokens if isinstance(puzzle, np.ndarray) else self.task.format(tokens, puzzle)
+
     def _solve_window(self, window: list[Json], limit: int, until_halted: bool) -> Iterator[Solution | PuzzleError]:
         """Read the puzzles, put those of equal length through the slots together, and return them in order."""
         results: dict[int, Solution | PuzzleError] = {}
         by_length: dict[int, list[tuple[int, Tokens]]] = {}
         for i, puzzle in enumerate(window):
             try:
-                tokens = self._parse(puzzle)
+                tokens = self.read(puzzle)
                 by_length.setdefault(len(tokens), []).append((i, tokens))
             except PuzzleError as error:
                 results[i] = error
         for group in by_length.values():
             for i, solution in self._run(group, limit, until_halted):
-                results[i] = replace(solution, answer=self.task.format(solution.tokens, window[i]))
+                results[i] = replace(solution, answer=self._write(solution.tokens, window[i]))
         yield from (results[i] for i in range(len(window)))
 
     def _run(self, puzzles: list[tuple[int, Tokens]], limit: int, until_halted: bool) -> Iterator[tuple[int, Solution]]:
@@ -217,10 +227,8 @@ def _locate(name: str) -> Path:
     path = Path(name)
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
         return path
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        return path
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(name))
     except Exception as error:  # the hub client raises many kinds, network errors among them

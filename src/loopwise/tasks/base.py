@@ -94,6 +94,11 @@ class Task(ABC, Generic[C]):
         the cells that have changed since. Symbols that markup would read as tags are escaped.
         """
 
+    @classmethod
+    def without_code(cls, config: Any) -> Any:
+        """The config without the names of functions that the task would call: for a checkpoint that is not trusted."""
+        return config
+
     def summary(self) -> str:
         """What one should know of the data, in a few lines, beside what `spec` says."""
         return " ".join((inspect.getdoc(type(self)) or self.name).split())

@@ -23,6 +23,7 @@ from loopwise.tasks.base import Inverse, Task, TaskConfig, identity
 from loopwise.tasks.sudoku_boards import Board, is_solution
 from loopwise.tasks.sudoku_data import BLANKS, UNKNOWN, SudokuData, symbol_codes
 from loopwise.tasks.sudoku_symmetry import draw_symmetry, grid_hashes
+from loopwise.tasks.text import shown
 from loopwise.types import IGNORE_LABEL, Examples, Json, Split, TaskSpec, Tokens
 
 __all__ = ["Sudoku", "SudokuConfig"]
@@ -205,8 +206,9 @@ class Sudoku(Task[SudokuConfig]):
             value = [number for row in value for number in row]
         for at, number in enumerate(value, start=1):
             if number is not None and (type(number) is not int or not 0 <= number <= n):
-                shown = " ".join(repr(number)[:40].split())
-                raise PuzzleError(f"cell {at} is {shown}: write a number from 1 to {n}, and 0 or null for a blank")
+                raise PuzzleError(
+                    f"cell {at} is {shown(number)}: write a number from 1 to {n}, and 0 or null for a blank"
+                )
         return self._of_right_length([number or 0 for number in value])
 
     def _of_right_length(self, digits: list[int]) -> list[int]:

@@ -97,10 +97,10 @@ class Board:
 
 def is_solution(board: Board, grids: npt.NDArray[Any]) -> Flags:
     """Whether every row, column and box of the grids [..., cells] has every digit once: [...]."""
-    in_range = ((grids >= 1) & (grids <= board.side)).all(axis=-1)
+    in_range = np.asarray(((grids >= 1) & (grids <= board.side)).all(axis=-1))
     masks = board.bits[np.where(in_range[..., None], grids, 1)]
     seen = np.bitwise_or.reduce(masks[..., board.units], axis=-1)
-    return np.asarray(in_range & (seen == board.bits[0]).all(axis=-1))
+    return np.asarray(in_range & np.asarray(seen == board.bits[0]).all(axis=-1))
 
 
 def _occurrences(board: Board, masks: Masks) -> tuple[Masks, Masks]:
@@ -117,7 +117,7 @@ def _occurrences(board: Board, masks: Masks) -> tuple[Masks, Masks]:
 def _of_cell(board: Board, of_unit: Masks) -> Masks:
     """What the row, the column or the box of a cell has: [cells, F] from [3n, F]."""
     row, column, box = board.unit_of
-    found = of_unit[row]
+    found: Masks = of_unit[row]
     found |= of_unit[column]
     found |= of_unit[box]
     return found
@@ -159,13 +159,14 @@ def _propagate(board: Board, masks: Masks, owner: Index) -> tuple[Masks, Index]:
 def _popcounts() -> npt.NDArray[np.uint8]:
     """The number of bits of every 16-bit number; numpy has its own only since 2.0."""
     numbers = np.arange(1 << 16)
-    return np.sum([(numbers >> bit) & 1 for bit in range(16)], axis=0).astype(np.uint8)
+    counts: npt.NDArray[np.uint8] = np.sum([(numbers >> bit) & 1 for bit in range(16)], axis=0).astype(np.uint8)
+    return counts
 
 
 def _count_candidates(masks: Masks) -> npt.NDArray[np.uint8]:
-    if masks.dtype.itemsize <= 2:
-        return _popcounts()[masks]
-    return _popcounts()[masks & 0xFFFF] + _popcounts()[masks >> 16]
+    wide = masks.dtype.itemsize > 2
+    counts: npt.NDArray[np.uint8] = _popcounts()[masks & 0xFFFF if wide else masks]
+    return counts + _popcounts()[masks >> 16] if wide else counts
 
 
 def _branch(masks: Masks, rng: np.random.Generator | None) -> tuple[Masks, Masks]:
@@ -174,7 +175,7 @@ def _branch(masks: Masks, rng: np.random.Generator | None) -> tuple[Masks, Masks
     counts[counts == 1] = 255
     columns = np.arange(masks.shape[1])
     if rng is not None:  # the high byte counts, the low byte breaks ties
-        counts = (counts << 8) + rng.integers(0, 256, size=counts.shape, dtype=np.uint16)
+        counts = ((counts << 8) + rng.integers(0, 256, size=counts.shape, dtype=np.uint16)).astype(np.uint16)
     cell = counts.argmin(axis=0)
     candidates = masks[cell, columns]
     left = candidates.copy()

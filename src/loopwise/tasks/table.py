@@ -22,7 +22,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -131,6 +131,11 @@ class Table(Task[TableConfig]):
         Raises KeyError, TypeError or ValueError where the metadata is malformed.
         """
         return cls(config, Codec.restore(metadata))
+
+    @classmethod
+    def without_code(cls, config: TableConfig) -> TableConfig:
+        """The config without the checker."""
+        return replace(config, checker="")
 
     def summary(self) -> str:
         """What was found in the file and made of it, in several lines of plain text."""

@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias, cast, get_args
+from itertools import chain
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 
@@ -85,8 +86,8 @@ class Codec:
         height = width = 0
         for rows in values:
             height, width = max(height, len(rows)), max(width, len(rows[0]))
-            # Characters and words may be looked at once; 1 and True, which are equal, must not hide each other.
-            for cell in dict.fromkeys(rows[0]) if kind in ("text", "words") else (c for row in rows for c in row):
+            # Characters and words need one look each; among numbers 1, 1.0 and True would hide each other in a set.
+            for cell in set(rows[0]) - cells.keys() if kind in ("text", "words") else chain.from_iterable(rows):
                 symbol = symbol_of(cell)
                 if type(cells.setdefault(symbol, cell)) is not type(cell):
                     raise PuzzleError(f"{symbol} occurs as a number and as the text {symbol!r}; write all in one way")
@@ -99,9 +100,10 @@ class Codec:
         return TaskSpec(vocab_size=len(self.values), shape=self.shape, symbols=tuple(map(str, self.values)))
 
     @cached_property
-    def tokens(self) -> dict[str, int]:
-        """The token of each symbol; the empty string is padding."""
-        return {str(value): token for token, value in enumerate(self.values)}
+    def tokens(self) -> dict[Json, int]:
+        """The token of each symbol; a number is found as a number and as text."""
+        found: dict[Json, int] = {value: token for token, value in enumerate(self.values) if token}
+        return found | {str(value): token for value, token in found.items()}
 
     @property
     def box(self) -> tuple[int, int]:
@@ -123,18 +125,17 @@ class Codec:
             raise PuzzleError(size)
         tokens = np.zeros(self.box, np.int32)
         for r, row in enumerate(rows):
-            line = [
-                self.tokens.get(cell if cell and type(cell) is str else self._symbol(cell, blanks), -1) for cell in row
-            ]
-            if -1 in line:
-                c = line.index(-1)
+            if set(map(type, row)) <= {int, str}:  # the fast way; bool, which equals 0 or 1, is another type
+                line: list[Any] = list(map(self.tokens.get, row))
+            else:
+                line = [0 if blanks and cell is None else self.tokens.get(symbol_of(cell)) for cell in row]
+            if None in line:
+                c = line.index(None)
+                symbol_of(row[c])  # a cell that is no symbol at all has its own message
                 place = f"row {r + 1}, column {c + 1}" if self.kind == "grid" else f"position {c + 1}"
                 raise PuzzleError(f"unknown symbol {shown(row[c])} at {place}; known: {self.known()}")
             tokens[r, : len(row)] = line
         return tokens.reshape(-1)
-
-    def _symbol(self, cell: Json, blanks: bool) -> str:
-        return "" if blanks and cell is None else symbol_of(cell)
 
     def known(self) -> str:
         """The vocabulary in a line, shortened if it is long."""
@@ -208,7 +209,7 @@ class Codec:
         """Draw an answer [L]: green where changed since `previous`, dim where the puzzle of that size says the same."""
         rows = self.cells(answer)
         text = self.kind == "text"
-        width = max(map(len, self.tokens)) if self.kind in ("list", "grid") else 1
+        width = max(map(len, self.spec.symbols)) if self.kind in ("list", "grid") else 1
         changed = np.zeros(len(answer), bool) if previous is None else answer != previous
         given = np.zeros(len(answer), bool)
         # Only in a puzzle of the same size does the same place mean the same thing.

@@ -131,7 +131,7 @@ def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Repo
     """Score the averaged weights; keep them if they are the best; save. The scores never touch the training."""
     scores = hooks.evaluate(trainer.ema.reasoner)
     exact = float(scores["by_steps"][-1]["exact_accuracy"])
-    best = exact > progress.best
+    best = exact >= progress.best  # of equals the later, which has seen more
     if best:
         progress.best, progress.best_step = exact, trainer.step
         hooks.keep_best(scores)

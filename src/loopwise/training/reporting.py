@@ -27,6 +27,8 @@ LOG_EVERY = 10
 """Optimizer steps between two lines of the log."""
 PLAIN_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
+FINISHED = ("exact_accuracy", "halting_accuracy", "mean_steps")
+"""Figures that only exist when a slot has halted since the last line; the last known ones are shown."""
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Reporter:
         self.console = console or Console(stderr=True, highlight=False)
         self.latest: dict[str, Json] = {}
         self.validation: dict[str, Json] = {}
+        self._finished: dict[str, Json] = {}
         self._log = folder / "log.jsonl"
         self._window = _Window()
         self._shown = 0.0
@@ -90,6 +93,7 @@ class Reporter:
         if not self.accelerator.is_main_process or (step % LOG_EVERY and step != self.total_steps):
             return
         self.latest = self._summary(step)
+        self._finished |= {k: self.latest[k] for k in FINISHED if self.latest[k] is not None}
         self._window = _Window()
         self._write("train", self.latest)
         self._show()
@@ -164,14 +168,17 @@ class Reporter:
         return table
 
     def _figures(self) -> list[tuple[str, str]]:
-        now, seen = self.latest, self.validation
+        now, done, seen = self.latest, self._finished, self.validation
         figures = []
         if now:
             figures = [
                 ("step", f"{now['step']}/{self.total_steps}"),
                 ("loss", f"{now['loss']:.4f}"),
-                ("exact", _percent(now["exact_accuracy"])),
-                ("halting right", f"{_percent(now['halting_accuracy'])} after {_number(now['mean_steps'])} steps"),
+                ("exact", _percent(done.get("exact_accuracy"))),
+                (
+                    "halting right",
+                    f"{_percent(done.get('halting_accuracy'))} after {_number(done.get('mean_steps'))} steps",
+                ),
                 ("puzzles/s", f"{now['puzzles_per_second']:.1f}"),
                 ("GFLOP/s", f"{now['flops_per_second'] / 1e9:.1f} ({_percent(now['ceiling_share'])} of the ceiling)"),
                 ("left", clock(now["eta_seconds"])),

@@ -180,6 +180,9 @@ class Trainer:
             optimizer.load_state_dict(saved)
         free = self._free_slots()
         columns = {name: tensors[name].to(t.device) for name, t in _carry_tensors(free)}
+        for name, tensor in _carry_tensors(free):
+            if columns[name].shape != tensor.shape:
+                raise RuntimeError(f"{name} is {list(columns[name].shape)}, this run has {list(tensor.shape)}")
         self.carry = Carry(
             state=type(free.state)(*(columns[f"carry.state.{i}"] for i in range(len(free.state)))),
             steps=columns["carry.steps"],
