@@ -1,7 +1,7 @@
 """Scores with their protocol: exact accuracy after every step, with 95 % intervals.
 
 Exact: every asked position is right. Verified: the task's rules accept the answer. "When halted" is the answer that a
-user gets who lets the model stop by itself within the same number of steps.
+user gets who lets the model stop by itself, at the solver's own threshold, within the same number of steps.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError
 from loopwise.reasoners.carry import Carry, empty_carry
+from loopwise.solving.solver import HALT_THRESHOLD
 from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
 
 __all__ = ["Scores", "evaluate", "wilson"]
@@ -134,7 +135,8 @@ def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots:
         answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
         right = (answers == labels) | ~asked
         exact = right.all(-1)
-        stops = (model.halting.done(prediction)[:count].cpu().numpy() | (step == wanted[-1])) & (stopped == 0)
+        confident = (torch.sigmoid(prediction.halt_logits) > HALT_THRESHOLD)[:count].cpu().numpy()
+        stops = (confident | (step == wanted[-1])) & (stopped == 0)
         stopped[stops], stopped_exact[stops] = step, exact[stops]
         if step in wanted:
             columns["exact"].append(exact)

@@ -17,7 +17,7 @@ import loopwise
 from loopwise.cli.parsing import parse, take_positional
 from loopwise.data import cache
 from loopwise.errors import ConfigError, DataError, PuzzleError
-from loopwise.solving.solver import Solution, Solver
+from loopwise.solving.solver import HALT_THRESHOLD, Solution, Solver
 from loopwise.types import Json, Tokens
 
 __all__ = ["main"]
@@ -55,6 +55,8 @@ class Arguments:
     """Most supervision steps a puzzle may take; 0 means as many as in training."""
     until_halted: bool = True
     """Stop a puzzle when the model believes that its answer is right."""
+    halt_threshold: float = HALT_THRESHOLD
+    """The halting probability above which it does."""
     slots: int = 64
     """Puzzles that are worked on side by side; the answers are the same at equal slots."""
     device: str = "auto"
@@ -76,18 +78,20 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--max-steps must be at least 1, not {args.max_steps}")
     single = args.file == "" and puzzle != "-"
     solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device, trust=args.trust)
-    limit = args.max_steps or None
     puzzles: Iterable[Json] = map(_read_line, _lines(puzzle, args.file))
     if args.sample is not None:
         puzzles = [_sample(solver, args.sample)]
     if args.trace:
-        return _trace(solver, puzzles, limit, as_json=args.json)
+        return _trace(solver, puzzles, args)
+    results = solver.stream(
+        puzzles,
+        max_steps=args.max_steps or None,
+        until_halted=args.until_halted,
+        halt_threshold=args.halt_threshold,
+    )
     if single and not args.json:
-        (value,) = puzzles
-        (solution,) = solver.solve([value], max_steps=limit, until_halted=args.until_halted)
-        _show(solver, solver.read(value), solution)
-        return 0
-    return _solve_all(solver, puzzles, args, limit)
+        return _show(solver, next(results))
+    return _write_all(solver, results, as_json=args.json)
 
 
 def _sample(solver: Solver, number: int) -> Json:
@@ -98,13 +102,12 @@ def _sample(solver: Solver, number: int) -> Json:
     return np.array(data.inputs[number])
 
 
-def _solve_all(solver: Solver, puzzles: Iterable[Json], args: Arguments, limit: int | None) -> int:
+def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_json: bool) -> int:
     """Write an answer, or a record, for each puzzle; one that cannot be read does not stop the others."""
     failed = False
-    results = solver.stream(puzzles, max_steps=limit, until_halted=args.until_halted)
     for number, result in enumerate(results, 1):
-        if args.json:
-            print(json.dumps(_record(result), ensure_ascii=False), flush=True)  # noqa: T201
+        if as_json:
+            print(json.dumps(_record(solver, result), ensure_ascii=False), flush=True)  # noqa: T201
         elif isinstance(result, Solution):
             answer = result.answer
             print(answer if isinstance(answer, str) else json.dumps(answer), flush=True)  # noqa: T201
@@ -115,11 +118,18 @@ def _solve_all(solver: Solver, puzzles: Iterable[Json], args: Arguments, limit: 
     return 2 if failed else 0
 
 
-def _record(result: Solution | PuzzleError) -> dict[str, Json]:
+def _symbols(solver: Solver, answer: Json) -> Json:
+    """The answer in the form of the puzzle; a sample came as tokens, so its answer is a list of what is on the board."""
+    if isinstance(answer, np.ndarray):
+        return [solver.task.spec.symbols[token] for token in answer]
+    return answer
+
+
+def _record(solver: Solver, result: Solution | PuzzleError) -> dict[str, Json]:
     if isinstance(result, PuzzleError):
         return {"error": str(result)}
     return {
-        "answer": result.answer,
+        "answer": _symbols(solver, result.answer),
         "verified": result.verified,
         "steps": result.steps,
         "stopped_by": result.stopped_by,
@@ -128,10 +138,14 @@ def _record(result: Solution | PuzzleError) -> dict[str, Json]:
     }
 
 
-def _show(solver: Solver, puzzle: Tokens, solution: Solution) -> None:
+def _show(solver: Solver, result: Solution | PuzzleError) -> int:
+    """Draw one answer, and say how it came about."""
+    if isinstance(result, PuzzleError):
+        raise result
     console = Console(highlight=False)
-    console.print(solver.task.render(solution.tokens, puzzle), soft_wrap=True)
-    console.print(f"[dim]{_verdict(solution)}[/dim]", soft_wrap=True)
+    console.print(solver.task.render(result.tokens, result.puzzle), soft_wrap=True)
+    console.print(f"[dim]{_verdict(result)}[/dim]", soft_wrap=True)
+    return 0
 
 
 def _verdict(solution: Solution) -> str:
@@ -141,8 +155,9 @@ def _verdict(solution: Solution) -> str:
     return f"{verified}; {steps}, {why}; halt probability {solution.halt_probability:.3f}; {solution.seconds:.2f} s"
 
 
-def _trace(solver: Solver, puzzles: Iterable[Json], limit: int | None, *, as_json: bool) -> int:
-    """Show every step of each puzzle: what changed, and what the model thinks of it."""
+def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
+    """Show every step of each puzzle, until it is solved: what changed, and what the model thinks of it."""
+    as_json = args.json
     console = Console(highlight=False)
     for value in puzzles:
         puzzle = solver.read(value)
@@ -150,10 +165,11 @@ def _trace(solver: Solver, puzzles: Iterable[Json], limit: int | None, *, as_jso
             console.print("[bold]the puzzle[/bold]")
             console.print(solver.task.render(puzzle), soft_wrap=True)
         previous: Tokens | None = None
-        for number, step in enumerate(solver.trace(value, max_steps=limit), 1):
+        for number, step in enumerate(solver.trace(value, max_steps=args.max_steps or None), 1):
             verified = solver.task.verify(puzzle, step.tokens)
             if as_json:
-                record: dict[str, Any] = {"step": number, "answer": step.answer, "verified": verified}
+                answer = _symbols(solver, step.answer)
+                record: dict[str, Any] = {"step": number, "answer": answer, "verified": verified}
                 print(json.dumps({**record, "halt_probability": step.halt_probability}), flush=True)  # noqa: T201
             else:
                 changed = "" if previous is None else f", {int((step.tokens != previous).sum())} changed"
@@ -165,7 +181,7 @@ def _trace(solver: Solver, puzzles: Iterable[Json], limit: int | None, *, as_jso
             previous = step.tokens
             if console.is_terminal and not as_json:
                 time.sleep(SECONDS_A_STEP)
-            if verified or (verified is None and step.halt_probability > 0.5):
+            if verified or (verified is None and step.halt_probability > args.halt_threshold):
                 break
     return 0
 

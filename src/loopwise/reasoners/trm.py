@@ -61,6 +61,8 @@ class TRMConfig(ReasonerConfig):
     """How the attention core tells positions apart; the mlp core needs none of it (its weights do)."""
     registers: int = 16
     """R, extra positions in front of the puzzle; 0 leaves out the puzzle embedding too."""
+    halting_reads: Literal["first", "mean"] = "first"
+    """What the halting head sees: the first position (published), or the mean of all (learned faster if small)."""
     expansion: float = 4.0
     """Width of the SwiGLU, in units of what it works on, before the usual factor 2/3."""
     width_multiple: int = 256
@@ -147,9 +149,10 @@ class TRM(Reasoner[TRMConfig]):
         return Recursion((think,) * self.config.L_cycles + (answer,), self.config.H_cycles)
 
     def readout(self, state: TRMState) -> Prediction:
-        """The answer from y at the puzzle's positions, the halting logit from y at the first position."""
+        """The answer from y at the puzzle's positions, the halting logit from y at the first position or its mean."""
         logits = self.head(state.y)[:, self.config.registers :]
-        return Prediction(logits, *self.halt(state.y[:, 0]).unbind(-1))
+        seen = state.y[:, 0] if self.config.halting_reads == "first" else state.y.mean(1)
+        return Prediction(logits, *self.halt(seen).unbind(-1))
 
     def accepts(self, length: int) -> bool:
         """Any length with attention and rotary or fixed positions; else only the length it was built for."""

@@ -1,7 +1,8 @@
 """What a training run tells: a live panel in a terminal, plain lines elsewhere, a JSONL log, and trackers.
 
-The log (log.jsonl) has one object a line: `{"kind": "train", "step": ...}` every ten steps, `{"kind": "eval", ...}` for
-each evaluation on the validation split. TensorBoard, or any other tracker that accelerate knows, gets the same numbers.
+The log (log.jsonl) has one object a line: `{"kind": "train", "step": ...}` every ten steps, or oftener where steps are
+slow, and `{"kind": "eval", ...}` for each evaluation on the validation split. TensorBoard, or any other tracker that
+accelerate knows, gets the same numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["Reporter", "clock"]
 
 LOG_EVERY = 10
 """Optimizer steps between two lines of the log."""
+SLOW = 10.0
+"""Seconds after which a line is due all the same, where steps are slow."""
 PLAIN_EVERY = 10.0
 """Seconds between two lines where there is no terminal."""
 FINISHED = ("exact_accuracy", "halting_accuracy", "mean_steps")
@@ -90,7 +93,8 @@ class Reporter:
     def train(self, step: int, metrics: StepMetrics, seconds: float) -> None:
         """Take the metrics of an optimizer step that took `seconds`."""
         self._window.add(metrics, seconds)
-        if not self.accelerator.is_main_process or (step % LOG_EVERY and step != self.total_steps):
+        due = step % LOG_EVERY == 0 or step == self.total_steps or self._window.seconds > SLOW
+        if not self.accelerator.is_main_process or not due:
             return
         self.latest = self._summary(step)
         self._finished |= {k: self.latest[k] for k in FINISHED if self.latest[k] is not None}
