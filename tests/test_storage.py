@@ -8,6 +8,7 @@ import pickle
 import random
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -321,6 +322,17 @@ def test_every_damage_is_noticed(name, good, checkpoint):
     load_model(checkpoint)
 
 
+def test_exchanged_names_and_formats_are_noticed(checkpoint):
+    """A valid header that gives two tensors each other's names, or one another format or shape, is refused."""
+    data = (checkpoint / WEIGHTS).read_bytes()
+    exchanged = data.replace(b'"y_init"', b'"?"').replace(b'"z_init"', b'"y_init"').replace(b'"?"', b'"z_init"')
+    for changed in (exchanged, data.replace(b'"F32"', b'"I32"', 1), data.replace(b"[2,8]", b"[8,2]", 1)):
+        assert len(changed) == len(data)
+        assert changed != data
+        (checkpoint / WEIGHTS).write_bytes(changed)
+        assert "checksum is wrong" in refused(checkpoint)
+
+
 def leaves(data, path=()):
     """The path of every value in nested JSON objects."""
     for key, value in data.items():
@@ -427,6 +439,26 @@ def test_weights_that_do_not_fit_are_refused(checkpoint):
     load_model(checkpoint)
 
 
+@pytest.mark.parametrize("part", ["task", "reasoner", "gradient", "halting"])
+def test_foreign_code_is_not_imported_without_trust(part, checkpoint, tmp_path, monkeypatch):
+    """A config that names a class outside loopwise is refused before its module is imported; with trust it is imported,
+    and a class that is no such part is refused all the same.
+    """
+    mark = tmp_path / "mark"
+    (tmp_path / "foreign_code.py").write_text(f"import os\nos.mkdir({str(mark)!r})\nclass Thing: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    data = read_json(checkpoint / CONFIG)
+    data[part]["name"] = "foreign_code:Thing"
+    write_json(checkpoint / CONFIG, data)
+    assert "foreign_code:Thing" in refused(checkpoint)
+    assert not mark.exists()
+    with pytest.raises(CheckpointError, match="not a concrete subclass") as caught:
+        load_model(checkpoint, trust=True)
+    assert one_line(caught.value)
+    assert mark.exists()
+    sys.modules.pop("foreign_code")
+
+
 def test_another_format_is_refused_by_name(checkpoint):
     """A checkpoint of a later version says which format it has and which one is read here."""
     write_json(checkpoint / CONFIG, {**read_json(checkpoint / CONFIG), "format": "loopwise-9"})
@@ -444,6 +476,6 @@ def test_whitespace_and_order_of_the_config_do_not_matter(good, checkpoint):
 
 def test_the_recipe_comes_back(good):
     """`read_model` gives back what the run was trained with."""
-    model, training = read_model(good)
+    model, training = read_model(good, trust=False)
     assert training == {"steps": 10, "lr": 1e-4}
     assert model.halting.config == HaltingConfig()

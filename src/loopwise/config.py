@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from loopwise.errors import ConfigError
 from loopwise.types import Json
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["check", "from_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -31,6 +31,13 @@ def from_json(cls: type[T], data: Json, where: str = "config") -> T:
     if unknown:
         raise ConfigError(f"{where} has an unknown option {unknown[0]!r}; known: {', '.join(names)}")
     return cls(**{name: _typed(hints[name], value, f"{where}.{name}") for name, value in data.items()})
+
+
+def check(config: Any) -> None:
+    """Refuse a config with a value that its type does not allow, NaN and infinity among them. Raises ConfigError."""
+    hints = typing.get_type_hints(type(config))
+    for name, value in to_json(config).items():
+        _typed(hints[name], value, name)
 
 
 def _plain(value: Any) -> Json:

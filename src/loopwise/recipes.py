@@ -38,6 +38,7 @@ def small(task: str, config: TaskConfig) -> RunConfig:
             puzzle_lr=1e-3,
             ema=0.99,
             eval_every=250,
+            stop_at=1.0,
         ),
     )
 
@@ -51,16 +52,16 @@ def sudoku_6x6() -> RunConfig:
             hidden_size=64,
             core="mlp",
             positions="none",
-            H_cycles=1,
+            H_cycles=2,
             L_cycles=2,
             registers=0,
             halting_reads="mean",
             width_multiple=16,
         ),
         training=TrainingConfig(
-            steps=1400,
+            steps=2500,
             batch_size=64,
-            lr=4e-3,
+            lr=5e-3,
             lr_end=0.0,
             warmup_steps=50,
             weight_decay=0.0,

@@ -285,7 +285,7 @@ def test_a_wrong_gradient_policy_is_noticed(core, policy):
 
 
 class Shapes(Task[TaskConfig]):
-    """Random tokens under five identities; what stands right is not asked for everywhere."""
+    """Reverse a row of random tokens, under five identities; three in ten of the answers are not asked for."""
 
     name = "shapes"
     Config = TaskConfig

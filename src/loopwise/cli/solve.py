@@ -119,7 +119,7 @@ def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_
 
 
 def _symbols(solver: Solver, answer: Json) -> Json:
-    """The answer in the form of the puzzle; a sample came as tokens, so its answer is a list of what is on the board."""
+    """The answer in the form of the puzzle; a sample came as tokens, and goes as a list of symbols."""
     if isinstance(answer, np.ndarray):
         return [solver.task.spec.symbols[token] for token in answer]
     return answer

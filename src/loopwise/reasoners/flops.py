@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from loopwise.reasoners.base import GradientPolicy, Reasoner
@@ -26,10 +27,11 @@ def count_flops(reasoner: Reasoner[Any], gradient: GradientPolicy, length: int) 
     row = torch.zeros(1, length, dtype=torch.int64, device=device)
     batch = Batch(row, row, row[:, 0])
     state = reasoner.init_state(1, length)
-    with torch.no_grad(), FlopCounterMode(display=False) as solving:
+    # Torch's counter knows attention only in its plain form; the fused kernels compute the same products.
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as solving:
         reasoner(state, batch, gradient)
     leaves = [p for p in reasoner.parameters() if p.requires_grad]
-    with torch.enable_grad(), FlopCounterMode(display=False) as training:
+    with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), FlopCounterMode(display=False) as training:
         _, prediction = reasoner(state, batch, gradient)
         total = prediction.logits.float().sum() + prediction.halt_logits.sum() + prediction.continue_logits.sum()
         torch.autograd.grad(total, leaves, allow_unused=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from loopwise.config import check
 from loopwise.errors import ConfigError
 from loopwise.types import Prediction
 
@@ -32,6 +33,9 @@ class HaltingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
+        check(self)
+        if self.weight < 0:
+            raise ConfigError(f"weight must be at least 0, not {self.weight}")
         if self.max_steps < 1:
             raise ConfigError(f"max_steps must be at least 1, not {self.max_steps}")
         if not 0 <= self.exploration <= 1:

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, NamedTuple, cast, final
 import torch
 from torch import Tensor, nn
 
+from loopwise.config import check
 from loopwise.errors import ConfigError
 from loopwise.nn.layers import (
     Attention,
@@ -72,6 +73,7 @@ class TRMConfig(ReasonerConfig):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
+        check(self)
         for name in ("hidden_size", "num_layers", "H_cycles", "L_cycles", "num_heads", "width_multiple"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -106,8 +108,8 @@ class TRM(Reasoner[TRMConfig]):
         self.tokens = nn.Parameter(truncated_normal_(torch.empty(spec.vocab_size, size), size**-0.5, rng))
         length = c.registers + spec.length
         if c.registers:
-            self.puzzles: nn.Embedding = nn.Embedding(spec.num_puzzle_ids, size, sparse=True)
-            nn.init.zeros_(self.puzzles.weight)
+            zeros = torch.zeros(spec.num_puzzle_ids, size)
+            self.puzzles: nn.Embedding = nn.Embedding(spec.num_puzzle_ids, size, sparse=True, _weight=zeros)
         if c.positions == "learned":
             self.places = nn.Parameter(truncated_normal_(torch.empty(length, size), size**-0.5, rng))
         self.y_init = nn.Buffer(truncated_normal_(torch.empty(size), 1.0, rng))
@@ -157,7 +159,7 @@ class TRM(Reasoner[TRMConfig]):
     def accepts(self, length: int) -> bool:
         """Any length with attention and rotary or fixed positions; else only the length it was built for."""
         bound = self.config.core == "mlp" or self.config.positions == "learned"
-        return length == self.spec.length or not bound
+        return length == self.spec.length if bound else length >= 1
 
     def networks(self) -> list[nn.Module]:
         """The one network f."""

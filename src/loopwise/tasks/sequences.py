@@ -82,6 +82,10 @@ class NumberTask(Task[C]):
     def orbits(self, numbers: Numbers) -> Keys:
         """A hash [N] of each row [N, n] that all its disguises share."""
 
+    def draw(self, rows: int, split: Split, rng: np.random.Generator) -> Numbers:
+        """Random puzzles [rows, n] for a split, each number as likely as any other."""
+        return rng.integers(0, self.values, size=(rows, self.length))
+
     @property
     def spec(self) -> TaskSpec:
         """Padding and the numbers; puzzles of another length make sense."""
@@ -93,10 +97,7 @@ class NumberTask(Task[C]):
         rng = np.random.default_rng([self.config.seed, SPLITS.index(split), self.length, self.values])
         count: int = getattr(self.config, split)
 
-        def draw(rows: int) -> Numbers:
-            return rng.integers(0, self.values, size=(rows, self.length))
-
-        numbers = draw_distinct(draw, self.orbits, count, split)
+        numbers = draw_distinct(lambda rows: self.draw(rows, split, rng), self.orbits, count, split)
         if len(numbers) < count:
             raise ConfigError(
                 f"only {len(numbers)} different puzzles were found for the {count} of --task.{split}: lower it, or "

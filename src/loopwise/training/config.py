@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from loopwise.config import check
 from loopwise.errors import ConfigError
 from loopwise.runtime import Device, Dtype
 from loopwise.training.losses import Loss
@@ -63,6 +64,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
+        check(self)
+        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("steps", "batch_size", "eval_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -35,23 +35,28 @@ class AdamATan2(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient, all parameters of a group in one call each."""
+        """One update of every parameter that has a gradient, many parameters in one call."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(group, params)
+            # A parameter whose first gradient came later has a bias correction of its own.
+            by_step: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_step.setdefault(self._count(p), []).append(p)
+            for number, params in by_step.items():
+                self._update(group, params, number)
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for p in params:
-            if not self.state[p]:
-                self.state[p] = {"step": 0, "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
-            self.state[p]["step"] += 1
+    def _count(self, p: Tensor) -> int:
+        if not self.state[p]:
+            self.state[p] = {"step": 0, "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+        self.state[p]["step"] += 1
+        return int(self.state[p]["step"])
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
         grads = [p.grad for p in params if p.grad is not None]
         first = [self.state[p]["m"] for p in params]
         second = [self.state[p]["v"] for p in params]
-        step = self.state[params[0]]["step"]
         lr, (beta1, beta2) = group["lr"], group["betas"]
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
         torch._foreach_lerp_(first, grads, 1 - beta1)
