@@ -16,6 +16,7 @@ from loopwise.tasks.rolling_sum import RollingSum, RollingSumConfig
 from loopwise.tasks.sequences import hash_rows
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from loopwise.tasks.text import items_of, join_items, paint, shown
+from loopwise.types import IGNORE_LABEL
 
 SORTING = Sorting(SortingConfig(n=8, train=300, validation=40, test=60))
 ROLLING = RollingSum(RollingSumConfig(length=8, modulus=12, train=300, validation=40, test=60))
@@ -246,3 +247,23 @@ def test_shown_is_short():
     for value in ("x" * 100, {"a": ["b\nc"] * 30}, 10**5000, None):
         assert len(shown(value)) <= 40
         assert "\n" not in shown(value)
+
+
+@pytest.mark.parametrize("task", [Sorting(SortingConfig(train=20)), RollingSum(RollingSumConfig(train=20))])
+def test_shorten(task):
+    """A shortened puzzle is the first numbers of the long one with padding behind; its labels solve it, the padding is
+    not asked for, every length from one number to all occurs, and the arguments stay as they were."""
+    data, rng, seen = task.examples("train"), np.random.default_rng(0), set()
+    for row in range(20):
+        inputs, labels = data.inputs[row], data.labels[row]
+        before = inputs.copy(), labels.copy()
+        for _ in range(200):
+            short, answer = task.shorten(inputs, labels, rng)
+            count = int((short > 0).sum())
+            seen.add(count)
+            assert np.array_equal(short, np.where(np.arange(len(inputs)) < count, inputs, 0))
+            assert np.array_equal(answer[:count], task.solution(short[:count]))
+            assert (answer[count:] == IGNORE_LABEL).all()
+        assert np.array_equal(inputs, before[0])
+        assert np.array_equal(labels, before[1])
+    assert seen == set(range(1, len(data.inputs[0]) + 1))

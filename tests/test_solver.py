@@ -20,7 +20,7 @@ from loopwise.reasoners.base import Reasoner, ReasonerConfig, Recursion
 from loopwise.reasoners.gradients import LastCycle
 from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.trm import TRM, TRMConfig
-from loopwise.solving.solver import WINDOW, Solver
+from loopwise.solving.solver import HALT_THRESHOLD, WINDOW, Solver
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from loopwise.types import Examples, Prediction
 
@@ -76,18 +76,28 @@ def test_the_model_halts_at_many_different_steps(solver, puzzles):
     assert {s.stopped_by for s in solutions} == {"halted", "steps"}
 
 
-def test_a_puzzle_stops_exactly_where_the_model_says(solver, puzzles):
-    """Let to stop by itself, a puzzle ends at the first step whose halting probability is above one half, with the
+@pytest.mark.parametrize("threshold", [0.0, 0.5, HALT_THRESHOLD, 1.0])
+def test_a_puzzle_stops_exactly_where_the_model_says(threshold, solver, puzzles):
+    """Let to stop by itself, a puzzle ends at the first step whose halting probability is above the threshold, with the
     answer of that step, else with the budget's last.
     """
-    for puzzle, solution in zip(puzzles, solver.solve(puzzles), strict=True):
+    for puzzle, solution in zip(puzzles, solver.solve(puzzles, halt_threshold=threshold), strict=True):
         steps = solver.trace(puzzle)
         assert len(steps) == MAX_STEPS
-        wants = next((i for i, step in enumerate(steps, 1) if step.halt_probability > 0.5), None)
+        wants = next((i for i, step in enumerate(steps, 1) if step.halt_probability > threshold), None)
         assert (solution.steps, solution.stopped_by) == ((wants, "halted") if wants else (MAX_STEPS, "steps"))
         np.testing.assert_array_equal(solution.tokens, steps[solution.steps - 1].tokens)
         assert solution.answer == steps[solution.steps - 1].answer
         assert solution.halt_probability == steps[solution.steps - 1].halt_probability
+
+
+def test_the_usual_threshold_is_the_solvers_own(solver, puzzles):
+    """Who says nothing gets the documented threshold; one that is no probability is refused."""
+    usual, named = solver.solve(puzzles), solver.solve(puzzles, halt_threshold=HALT_THRESHOLD)
+    assert [outcome(s) for s in usual] == [outcome(s) for s in named]
+    for threshold in (-0.1, 1.1, math.nan):
+        with pytest.raises(ConfigError, match="probability"):
+            solver.solve(puzzles, halt_threshold=threshold)
 
 
 @pytest.mark.parametrize("max_steps", [1, 3, MAX_STEPS, MAX_STEPS + 4])
@@ -241,7 +251,7 @@ class ScriptState(NamedTuple):
 
 
 class Scripted(Reasoner[ReasonerConfig]):
-    """Answers, and its wish to halt, by a script: answers [puzzle, step, L], halts [puzzle, step]."""
+    """Answers, and halting probabilities, by a script: answers [puzzle, step, L], halts [puzzle, step]."""
 
     name = "scripted"
     Config = ReasonerConfig
@@ -264,7 +274,7 @@ class Scripted(Reasoner[ReasonerConfig]):
     def readout(self, state):
         rows, steps = state.row[:, 0], state.step[:, 0] - 1
         logits = nn.functional.one_hot(self.answers[rows, steps], self.spec.vocab_size).float()
-        halt = self.halts[rows, steps].float() * 4 - 2
+        halt = self.halts[rows, steps].logit()
         return Prediction(logits, halt, halt)
 
     def accepts(self, length):
@@ -276,16 +286,14 @@ def scripted():
     """Three puzzles of two positions and three steps, written down by hand; tokens are number + 1."""
     task = Sorting(SortingConfig(n=2, values=4))
     answers = [
-        [[9, 9], [1, 4], [1, 4]],  # nothing, then right, right
-        [[2, 1], [2, 9], [1, 2]],  # both wrong, one wrong, right
-        [[3, 3], [3, 4], [4, 3]],  # half, right, both wrong
+        [[4, 1], [1, 4], [1, 4]],  # both wrong, right, right
+        [[2, 1], [2, 4], [1, 2]],  # both wrong, both wrong, right
+        [[3, 3], [3, 4], [4, 3]],  # one wrong, right, both wrong
     ]
-    answers = np.minimum(answers, 4)
-    answers[0][0] = [4, 1]
-    halts = [[0, 1, 0], [1, 1, 1], [0, 0, 0]]
+    halts = [[0.1, 0.97, 0.1], [0.96, 0.99, 0.99], [0.94, 0.6, 0.2]]
     model = Model(
         task=task,
-        reasoner=Scripted(task.spec, answers.tolist(), halts),
+        reasoner=Scripted(task.spec, answers, halts),
         gradient=LastCycle(),
         halting=Correctness(HaltingConfig(max_steps=3)),
     )
@@ -306,7 +314,7 @@ def test_scores_are_those_counted_by_hand(slots, scripted):
     assert scores.exact == (0, 2, 2)
     assert scores.tokens == pytest.approx((1 / 6, 4 / 6, 4 / 6))
     assert scores.verified == (0, 2, 2)
-    # The first stops at step 2 (right), the second at step 1 (wrong), the third never, so at step 3 (wrong).
+    # At 0.95 the first stops at step 2 (right), the second at step 1 (wrong), the third never, so at step 3 (wrong).
     assert scores.halted_exact == 1
     assert scores.halted_steps == pytest.approx(2.0)
     assert scores.exact_accuracy == pytest.approx(2 / 3)

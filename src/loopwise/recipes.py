@@ -1,45 +1,80 @@
 """Named runs: functions that return a full configuration. `loopwise train NAME` runs one.
 
 A recipe that has the name of a task is what `loopwise train TASK` does; a task without one gets `small`. Every option
-can be changed on the command line. What each recipe is expected to reach, and where that was measured, is in its
-docstring.
+can be changed on the command line. What a recipe reaches, and where that was measured, is in its docstring.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
+from dataclasses import replace
 
 from loopwise.errors import ConfigError
+from loopwise.reasoners.halting import HaltingConfig
 from loopwise.reasoners.trm import TRMConfig
 from loopwise.registry import discover, resolve, suggest
 from loopwise.runs import RunConfig
 from loopwise.tasks.base import Task, TaskConfig
+from loopwise.tasks.rolling_sum import RollingSumConfig
+from loopwise.tasks.sorting import SortingConfig
 from loopwise.tasks.sudoku import SudokuConfig
 from loopwise.training.config import TrainingConfig
 
 __all__ = ["find", "recipe_notes", "recipes", "small"]
 
+# A TRM that two cores train in minutes. With so few positions and steps the halting head must see all of them to learn
+# when an answer is right (docs/log.md).
+SEQUENCE_TRM = TRMConfig(
+    hidden_size=64, num_heads=4, H_cycles=2, L_cycles=2, registers=1, halting_reads="mean", width_multiple=16
+)
+BOARD_TRM = replace(SEQUENCE_TRM, core="mlp", positions="none", registers=0)
+
+# A run of minutes wants what one of days does not: a high rate that falls to nothing, a short average, no decay.
+MINUTES = TrainingConfig(
+    steps=2500,
+    batch_size=64,
+    lr=1e-3,
+    lr_end=0.0,
+    warmup_steps=100,
+    weight_decay=0.0,
+    puzzle_lr=1e-3,
+    puzzle_weight_decay=0.0,
+    loss="softmax",
+    ema=0.98,
+    eval_every=250,
+)
+
 
 def small(task: str, config: TaskConfig) -> RunConfig:
-    """TRM at a size that a laptop trains in minutes: attention, so that puzzles of any shape can be tried."""
+    """For a task that has no recipe: attention, so that puzzles of any shape and length can be tried."""
     return RunConfig(
         task=task,
         task_config=config,
-        reasoner_config=TRMConfig(hidden_size=96, num_heads=4, H_cycles=2, L_cycles=2, registers=4, width_multiple=16),
-        training=TrainingConfig(
-            steps=3000,
-            batch_size=128,
-            lr=1e-3,
-            lr_end=0.1,
-            warmup_steps=100,
-            weight_decay=0.1,
-            loss="softmax",
-            puzzle_lr=1e-3,
-            ema=0.99,
-            eval_every=250,
-            stop_at=1.0,
-        ),
+        reasoner_config=replace(SEQUENCE_TRM, hidden_size=96, registers=4),
+        training=replace(MINUTES, steps=3000, batch_size=128, lr_end=0.1, weight_decay=0.1, ema=0.99, stop_at=1.0),
+    )
+
+
+def sorting() -> RunConfig:
+    """Sort rows of up to 16 numbers from 0 to 9."""
+    return RunConfig(
+        task="sorting",
+        task_config=SortingConfig(),
+        reasoner_config=SEQUENCE_TRM,
+        halting_config=HaltingConfig(max_steps=8, exploration=0.3),
+        training=replace(MINUTES, steps=5000, eval_every=500),
+    )
+
+
+def rolling_sum() -> RunConfig:
+    """Running parity of rows of up to 32 bits: each answer needs the one before it."""
+    return RunConfig(
+        task="rolling-sum",
+        task_config=RollingSumConfig(),
+        reasoner_config=SEQUENCE_TRM,
+        halting_config=HaltingConfig(max_steps=8),
+        training=replace(MINUTES, steps=2000),
     )
 
 
@@ -48,27 +83,8 @@ def sudoku_6x6() -> RunConfig:
     return RunConfig(
         task="sudoku",
         task_config=SudokuConfig(box="2x3"),
-        reasoner_config=TRMConfig(
-            hidden_size=64,
-            core="mlp",
-            positions="none",
-            H_cycles=2,
-            L_cycles=2,
-            registers=0,
-            halting_reads="mean",
-            width_multiple=16,
-        ),
-        training=TrainingConfig(
-            steps=2500,
-            batch_size=64,
-            lr=5e-3,
-            lr_end=0.0,
-            warmup_steps=50,
-            weight_decay=0.0,
-            loss="softmax",
-            ema=0.98,
-            eval_every=250,
-        ),
+        reasoner_config=BOARD_TRM,
+        training=replace(MINUTES, lr=5e-3, warmup_steps=50),
     )
 
 
@@ -77,27 +93,8 @@ def sudoku() -> RunConfig:
     return RunConfig(
         task="sudoku",
         task_config=SudokuConfig(),
-        reasoner_config=TRMConfig(
-            hidden_size=96,
-            core="mlp",
-            positions="none",
-            H_cycles=1,
-            L_cycles=2,
-            registers=0,
-            halting_reads="mean",
-            width_multiple=16,
-        ),
-        training=TrainingConfig(
-            steps=4000,
-            batch_size=64,
-            lr=3e-3,
-            lr_end=0.0,
-            warmup_steps=100,
-            weight_decay=0.1,
-            loss="softmax",
-            ema=0.99,
-            eval_every=500,
-        ),
+        reasoner_config=replace(BOARD_TRM, hidden_size=96, H_cycles=1),
+        training=replace(MINUTES, steps=4000, lr=3e-3, weight_decay=0.1, ema=0.99, eval_every=500),
     )
 
 

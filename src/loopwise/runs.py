@@ -128,7 +128,15 @@ class _Run:
         self.validation = data["validation"]
         self.data = {s: {"puzzles": len(e.inputs), "sha256": cache.fingerprint(e)} for s, e in data.items()}
         self.flops = count_flops(model.reasoner, model.gradient, model.task.spec.length)
-        stream = Stream(model.task, data["train"], training.seed, rank=rank, world=world, augment=training.augment)
+        stream = Stream(
+            model.task,
+            data["train"],
+            training.seed,
+            rank=rank,
+            world=world,
+            augment=training.augment,
+            shorten=training.shorten,
+        )
         self.trainer = Trainer(model.reasoner, model.gradient, model.halting, stream, training, self.accelerator)
         if training.compile and has_compiler():
             for network in model.reasoner.networks():

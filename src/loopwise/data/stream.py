@@ -29,6 +29,7 @@ class Stream:
         rank: int = 0,
         world: int = 1,
         augment: bool = True,
+        shorten: bool = True,
     ) -> None:
         if len(data.inputs) < world:
             raise DataError(f"{len(data.inputs)} training examples are too few for {world} processes; add data")
@@ -38,6 +39,7 @@ class Stream:
         self.rank = rank
         self.world = world
         self.augment = augment
+        self.shorten = shorten
         self.epoch = 0
         self.position = 0
         self.rng = np.random.Generator(np.random.PCG64([seed, rank, 1]))
@@ -57,11 +59,12 @@ class Stream:
             index[i] = self._order[self.position]
             self.position += 1
         rows = self.data.rows(index)
-        if not self.augment:
-            return rows
         inputs, labels = np.array(rows.inputs), np.array(rows.labels)
         for i in range(count):
-            inputs[i], labels[i], _ = self.task.augment(inputs[i], labels[i], self.rng)
+            if self.augment:
+                inputs[i], labels[i], _ = self.task.augment(inputs[i], labels[i], self.rng)
+            if self.shorten:
+                inputs[i], labels[i] = self.task.shorten(inputs[i], labels[i], self.rng)
         return Examples(inputs, labels, np.asarray(rows.puzzle_ids))
 
     def state_dict(self) -> dict[str, Json]:

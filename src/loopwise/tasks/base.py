@@ -70,6 +70,13 @@ class Task(ABC, Generic[C]):
         """
         return inputs, labels, identity
 
+    def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Draw a shorter training puzzle [L], padded behind, from a longer one, and its labels; or leave it as it is.
+
+        A curriculum, for tasks that have one. Unlike `augment` it has no way back, and only training uses it.
+        """
+        return inputs, labels
+
     def verify(self, inputs: Tokens, answer: Tokens) -> bool | None:
         """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules; None where they cannot decide."""
         return None

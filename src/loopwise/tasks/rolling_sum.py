@@ -8,14 +8,14 @@ u (x_1 + ... + x_i) = u x_1 + ... + u x_i.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import gcd
+from math import ceil, gcd
 
 import numpy as np
 
 from loopwise.errors import ConfigError
 from loopwise.tasks.base import Inverse
 from loopwise.tasks.sequences import Keys, Numbers, NumberTask, NumberTaskConfig, hash_rows
-from loopwise.types import Split, Tokens
+from loopwise.types import Tokens
 
 __all__ = ["RollingSum", "RollingSumConfig"]
 
@@ -28,8 +28,8 @@ class RollingSumConfig(NumberTaskConfig):
 
     length: int = 32
     """How many numbers. Evaluation may ask for more or fewer than training."""
-    modulus: int = 10
-    """m; the numbers are 0 to m - 1. Modulus 2 is the parity of every prefix."""
+    modulus: int = 2
+    """m; the numbers are 0 to m - 1. With 2, the answers are the parities of all prefixes, the field's prefix sums."""
 
 
 class RollingSum(NumberTask[RollingSumConfig]):
@@ -46,18 +46,6 @@ class RollingSum(NumberTask[RollingSumConfig]):
             raise ConfigError(f"--task.modulus is {config.modulus}; it must be at most {LARGEST_MODULUS}")
         self.units = tuple(u for u in range(1, config.modulus) if gcd(u, config.modulus) == 1)
 
-    def draw(self, rows: int, split: Split, rng: np.random.Generator) -> Numbers:
-        """Random puzzles [rows, n]; in training a row's share of numbers that are not 0 is random too.
-
-        Where nearly all numbers are 0, the sum hardly ever changes: stepping stones, without which nothing beyond the
-        first positions was learned in minutes (docs/log.md). Validation and test puzzles are as random as can be.
-        """
-        numbers = super().draw(rows, split, rng)
-        if split == "train":
-            density = rng.random((rows, 1))
-            numbers = np.where(rng.random(numbers.shape) < density, numbers, 0)
-        return numbers
-
     @staticmethod
     def solve(numbers: Numbers, values: int) -> Numbers:
         """The sums [..., n] of all prefixes of the rows [..., n], modulo `values`."""
@@ -69,6 +57,14 @@ class RollingSum(NumberTask[RollingSumConfig]):
         for unit in self.units[1:]:
             keys = np.minimum(keys, hash_rows(numbers * unit % self.values))
         return keys
+
+    def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Keep the first numbers, often only a few.
+
+        A position can be learned only when those before it are right. In a short row the first positions are all that
+        counts, so they are learned first and fast; with full rows only, nothing was learned in minutes (docs/log.md).
+        """
+        return self.first(ceil(len(inputs) * (1 - rng.random()) ** 2), inputs)
 
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Multiply puzzle and labels [n] by a unit; the way back multiplies by its inverse modulo m."""

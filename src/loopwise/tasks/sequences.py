@@ -22,7 +22,7 @@ import numpy.typing as npt
 from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.tasks.text import HOLE, items_of, join_items, paint, shown
-from loopwise.types import SPLITS, Examples, Json, Split, TaskSpec, Tokens
+from loopwise.types import IGNORE_LABEL, SPLITS, Examples, Json, Split, TaskSpec, Tokens
 
 __all__ = ["Keys", "NumberTask", "NumberTaskConfig", "Numbers", "draw_distinct", "hash_rows"]
 
@@ -82,10 +82,6 @@ class NumberTask(Task[C]):
     def orbits(self, numbers: Numbers) -> Keys:
         """A hash [N] of each row [N, n] that all its disguises share."""
 
-    def draw(self, rows: int, split: Split, rng: np.random.Generator) -> Numbers:
-        """Random puzzles [rows, n] for a split, each number as likely as any other."""
-        return rng.integers(0, self.values, size=(rows, self.length))
-
     @property
     def spec(self) -> TaskSpec:
         """Padding and the numbers; puzzles of another length make sense."""
@@ -97,7 +93,10 @@ class NumberTask(Task[C]):
         rng = np.random.default_rng([self.config.seed, SPLITS.index(split), self.length, self.values])
         count: int = getattr(self.config, split)
 
-        numbers = draw_distinct(lambda rows: self.draw(rows, split, rng), self.orbits, count, split)
+        def draw(rows: int) -> Numbers:
+            return rng.integers(0, self.values, size=(rows, self.length))
+
+        numbers = draw_distinct(draw, self.orbits, count, split)
         if len(numbers) < count:
             raise ConfigError(
                 f"only {len(numbers)} different puzzles were found for the {count} of --task.{split}: lower it, or "
@@ -105,6 +104,11 @@ class NumberTask(Task[C]):
             )
         labels = self.solve(numbers, self.values)
         return Examples((numbers + 1).astype(np.int32), (labels + 1).astype(np.int32), np.zeros(count, np.int32))
+
+    def first(self, count: int, inputs: Tokens) -> tuple[Tokens, Tokens]:
+        """The puzzle [L] of the first `count` numbers of a puzzle [L], padded behind, and its labels [L]."""
+        kept = np.where(np.arange(len(inputs)) < count, inputs, 0).astype(np.int32)
+        return kept, np.where(kept > 0, self.solution(kept), IGNORE_LABEL).astype(np.int32)
 
     def solution(self, inputs: Tokens) -> Tokens:
         """The only right answer [L] to a puzzle [L], whose padding, if any, stays padding."""

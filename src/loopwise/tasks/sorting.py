@@ -47,3 +47,7 @@ class Sorting(NumberTask[SortingConfig]):
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Shuffle the numbers [n]; the answer is the same."""
         return rng.permutation(inputs), labels, identity
+
+    def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Keep the first numbers, any count of them, so that the network does not rely on one length."""
+        return self.first(int(rng.integers(1, len(inputs) + 1)), inputs)

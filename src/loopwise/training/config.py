@@ -47,6 +47,8 @@ class TrainingConfig:
     """Decay of the moving average of the weights, which is what is evaluated and shipped; 0 turns it off."""
     augment: bool = True
     """Draw a symmetry of the task for each training example."""
+    shorten: bool = True
+    """Draw shorter training examples from long ones, where the task has a way (sorting, rolling-sum)."""
     seed: int = 0
     """Seed of the order of the data, of augmentation and of exploration."""
     eval_every: int = 1000
