@@ -81,7 +81,9 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     middle = share + z * z / (2 * trials)
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low = (middle - spread) / scale if successes > 0 else 0.0  # exact at the ends, where rounding is not
+    high = (middle + spread) / scale if successes < trials else 1.0
+    return low, high
 
 
 def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = None, slots: int = 256) -> Scores:

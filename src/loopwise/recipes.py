@@ -21,7 +21,7 @@ from loopwise.tasks.sorting import SortingConfig
 from loopwise.tasks.sudoku import SudokuConfig
 from loopwise.training.config import TrainingConfig
 
-__all__ = ["find", "recipe_notes", "recipes", "small"]
+__all__ = ["find", "known", "recipe_notes", "recipes", "small"]
 
 # A TRM that two cores train in minutes. With so few positions and steps the halting head must see all of them to learn
 # when an answer is right (docs/log.md).
@@ -130,13 +130,16 @@ def recipe_notes() -> dict[str, str]:
     return {name: doc.split("\n\n")[0].replace("\n", " ") for name, doc in docs.items()}
 
 
+def known() -> list[str]:
+    """The names of all recipes and tasks."""
+    return sorted({*recipes(), *discover("loopwise.tasks", Task)})  # type: ignore[type-abstract]
+
+
 def find(name: str) -> RunConfig:
     """The recipe called `name`, or the small preset for the task of that name. Raises ConfigError."""
-    known = recipes()
-    if name in known:
-        return known[name]
-    tasks = discover("loopwise.tasks", Task)  # type: ignore[type-abstract]
-    if ":" not in name and name not in tasks:
-        names = sorted({*known, *tasks})
-        raise ConfigError(f"unknown task or recipe {name!r}{suggest(name, names)}; known: {', '.join(names)}")
+    named = recipes()
+    if name in named:
+        return named[name]
+    if ":" not in name and name not in known():
+        raise ConfigError(f"unknown task or recipe {name!r}{suggest(name, known())}; known: {', '.join(known())}")
     return small(name, resolve(name, "loopwise.tasks", Task).Config())  # type: ignore[type-abstract]

@@ -23,7 +23,7 @@ from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_dev
 from loopwise.storage import write_text
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.training.config import TrainingConfig
-from loopwise.training.loop import Hooks, Progress, Reason, run
+from loopwise.training.loop import Hooks, Progress, Reason, StopSignals, run
 from loopwise.training.reporting import Reporter
 from loopwise.training.state import has_state, load_state, read_notes, save_state
 from loopwise.training.trainer import Trainer
@@ -84,7 +84,8 @@ def start_run(
     model = build(config)
     # What `auto` means here is written down, so that the run continues in the same format on another machine.
     training = from_json(TrainingConfig, {**to_json(config.training), "dtype": dtype_name(model.reasoner.dtype)})
-    return _Run(model, training, folder, tracker).train(time_limit)
+    with StopSignals() as signals:
+        return _Run(model, training, folder, tracker).train(signals, time_limit)
 
 
 def resume_training_config(folder: Path) -> TrainingConfig:
@@ -106,7 +107,8 @@ def resume_run(
     """Continue the run in `folder` where its last save left it, with other training options if any are given."""
     training = training or resume_training_config(folder)
     model, _ = read_model(folder, trust=True)
-    return _Run(model, training, folder, tracker).train(time_limit)
+    with StopSignals() as signals:
+        return _Run(model, training, folder, tracker).train(signals, time_limit)
 
 
 class _Run:
@@ -120,7 +122,10 @@ class _Run:
         self.progress = Progress()
         device = resolve_device(training.device)
         trackers = None if tracker == "none" else tracker
-        self.accelerator = Accelerator(cpu=device.type == "cpu", project_dir=folder, log_with=trackers)
+        try:
+            self.accelerator = Accelerator(cpu=device.type == "cpu", project_dir=folder, log_with=trackers)
+        except ValueError as error:
+            raise ConfigError(f"--tracker {tracker}: {' '.join(str(error).split())}") from error
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         if training.batch_size % world:
             raise ConfigError(f"batch_size {training.batch_size} cannot be shared evenly by {world} processes")
@@ -151,7 +156,7 @@ class _Run:
                 raise DataError(f"the {split} split of {self.model.task.name} is empty; give more data")
         return data
 
-    def train(self, time_limit: float | None) -> Outcome:
+    def train(self, signals: StopSignals, time_limit: float | None) -> Outcome:
         """Start or continue, and train until something stops it."""
         resumed = has_state(self.folder / STATE)
         if resumed:
@@ -159,13 +164,10 @@ class _Run:
         elif self.accelerator.is_main_process and not (self.folder / CONFIG).exists():
             write_config(self.folder, self.model, to_json(self.training))
         self.accelerator.wait_for_everyone()
-        if self.tracker != "none":
-            self.accelerator.init_trackers("tensorboard")
         hooks = Hooks(evaluate=self._evaluate, keep_best=self._keep_best, save=self._save)
         with self._reporter() as reporter:
             reporter.say(self._introduction())
-            reason = run(self.trainer, self.progress, hooks, reporter, time_limit)
-        self.accelerator.end_training()
+            reason = run(self.trainer, self.progress, hooks, reporter, signals, time_limit)
         p = self.progress
         return Outcome(reason=reason, step=self.trainer.step, best=p.best, best_step=p.best_step, seconds=p.seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -30,11 +30,12 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 
 def resolve_device(device: str = "auto") -> torch.device:
     """The device of this process. `auto` prefers cuda, then mps, then cpu. Raises ConfigError if it is not there."""
+    if device not in get_args(Device):
+        raise ConfigError(f"unknown device {device!r}; known: {', '.join(get_args(Device))}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, there in available.items() if there))
-    kind = torch.device(device).type
-    if not available.get(kind, False):
+    if not available[device]:
         raise ConfigError(f"device {device!r} is not available here; use --device auto or cpu")
     return torch.device(device)
 

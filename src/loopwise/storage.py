@@ -79,7 +79,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    # Always the same name, so that what a killed process left is taken away by the next save.
+    scratch = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(scratch, "wb") as file:

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:  # noqa: PLR0911 - one way 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        return _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 2)
+        place = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{place}; free some space, or choose a place that can be written", 2)
     except MemoryError:
         return _complain("out of memory; take a smaller batch_size or hidden_size", 2)
     except Exception as error:

@@ -14,7 +14,7 @@ from loopwise.cli.parsing import arguments_class, parse, take_positional
 from loopwise.data import cache
 from loopwise.data.fetch import SOURCES, fetch
 from loopwise.errors import ConfigError, StorageError
-from loopwise.recipes import find
+from loopwise.recipes import find, known
 from loopwise.registry import resolve, suggest
 from loopwise.storage import write_text
 from loopwise.tasks.base import Task
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         for file in fetch(name or "", Path(args.out)):
             print(file)  # noqa: T201
         return 0
-    config = find(name or "sorting")
+    config = find(name or known()[0])
     cls = arguments_class("Data", out=out, task=(type(config.task_config), config.task_config, ""))
     args = parse(cls, rest, command=f"data {action} {name}", about=ABOUT)
     task = resolve(config.task, "loopwise.tasks", Task)(args.task)  # type: ignore[type-abstract]

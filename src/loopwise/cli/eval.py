@@ -60,6 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     if args.limit < 0 or args.slots < 1:
         raise ConfigError("--limit must be at least 0 and --slots at least 1")
     changed = type(task).restore(args.task, task.metadata())
+    if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
+        known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
+        raise ConfigError(f"this model knows {known} tokens, the task as changed has {asked}; change only its size")
     data = cache.examples(changed, args.split)
     data = data.rows(slice(args.limit or None))
     trained = solver.trained_steps

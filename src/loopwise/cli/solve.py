@@ -17,6 +17,7 @@ import loopwise
 from loopwise.cli.parsing import parse, take_positional
 from loopwise.data import cache
 from loopwise.errors import ConfigError, DataError, PuzzleError
+from loopwise.runtime import Device
 from loopwise.solving.solver import HALT_THRESHOLD, Solution, Solver
 from loopwise.types import Json, Tokens
 
@@ -59,8 +60,8 @@ class Arguments:
     """The halting probability above which it does."""
     slots: int = 64
     """Puzzles that are worked on side by side; the answers are the same at equal slots."""
-    device: str = "auto"
-    """Where to compute: auto, cpu, cuda, mps."""
+    device: Device = "auto"
+    """Where to compute."""
     trust: bool = False
     """Import and call code of yours that the checkpoint names, such as the checker of a table."""
 
@@ -196,15 +197,15 @@ def _lines(puzzle: str | None, file: str) -> Iterator[str]:
             yield from (line.rstrip("\r\n") for line in source if line.strip())
     except FileNotFoundError:
         raise DataError(f"there is no file {file}; give a file of one puzzle a line") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (ValueError, IsADirectoryError) as error:
         raise DataError(f"{file or 'the standard input'} cannot be read as text ({error})") from None
 
 
 def _read_line(line: str) -> Json:
-    """The puzzle of a line: the `input` of a JSON object, else what `_read_value` makes of it."""
+    """The puzzle of a line: the `input` of a JSON object (an error in its place if there is none), else the value."""
     value = _read_value(line)
     if isinstance(value, dict):
-        return value.get("input")
+        return value.get("input", PuzzleError('the record has no "input"; write {"input": ...}'))
     return value
 
 

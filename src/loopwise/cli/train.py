@@ -13,7 +13,7 @@ from rich.console import Console
 from loopwise.cli.parsing import arguments_class, parse, parse_duration, take_option, take_positional
 from loopwise.errors import ConfigError
 from loopwise.reasoners.base import Reasoner
-from loopwise.recipes import find, recipes
+from loopwise.recipes import find, known
 from loopwise.registry import resolve
 from loopwise.runs import Outcome, RunConfig, resume_run, resume_training_config, start_run
 from loopwise.training.reporting import clock
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
 def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
     name, rest = take_positional(arguments)
     if name is None and not {"-h", "--help"} & set(rest):
-        raise ConfigError(f"say what to train: loopwise train TASK; known: {', '.join(recipes())}, table")
-    config = find(name or "sorting")
+        raise ConfigError(f"say what to train: loopwise train TASK; known: {', '.join(known())}")
+    config = find(name or known()[0])
     reasoner, rest = take_option(rest, "--reasoner")
     if reasoner is not None and reasoner != config.reasoner:
         reasoner_class = resolve(reasoner, "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]

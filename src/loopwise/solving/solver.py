@@ -127,12 +127,12 @@ class Solver:
     ) -> Iterator[Solution | PuzzleError]:
         """Solve a stream of any length in constant memory, in order. A puzzle that cannot be read gives its error.
 
+        A PuzzleError in the place of a puzzle comes out in that place.
+
         `max_steps` is the most supervision steps a puzzle may take (default: as many as in training; more is allowed).
         Unless `until_halted` is off, a puzzle stops before when its halting probability is above `halt_threshold`.
         """
-        limit = self.trained_steps if max_steps is None else max_steps
-        if limit < 1:
-            raise ConfigError(f"the number of steps must be at least 1, not {limit}")
+        limit = self._limit(max_steps)
         if not 0 <= halt_threshold <= 1:
             raise ConfigError(f"the halting threshold is a probability, not {halt_threshold}")
         threshold = halt_threshold if until_halted else 1.0  # which no probability exceeds
@@ -145,7 +145,7 @@ class Solver:
         tokens = self.read(puzzle)
         carry = self._load([tokens])
         steps = []
-        for _ in range(self.trained_steps if max_steps is None else max_steps):
+        for _ in range(self._limit(max_steps)):
             carry, prediction = self._advance(carry)
             answers, probabilities = _read(prediction)
             steps.append(Step(self._write(answers[0], puzzle), answers[0], float(probabilities[0])))
@@ -153,13 +153,26 @@ class Solver:
 
     def read(self, puzzle: Json) -> Tokens:
         """The tokens [L] of a puzzle. Raises PuzzleError, in one line, when the task or the model cannot take it."""
-        tokens = puzzle if isinstance(puzzle, np.ndarray) else self.task.parse(puzzle)
+        if isinstance(puzzle, PuzzleError):
+            raise puzzle
+        if isinstance(puzzle, np.ndarray):
+            tokens = np.array(puzzle, dtype=np.int32)
+            if tokens.ndim != 1 or not ((tokens >= 0) & (tokens < self.task.spec.vocab_size)).all():
+                raise PuzzleError(f"tokens are an array [L] of whole numbers below {self.task.spec.vocab_size}")
+        else:
+            tokens = self.task.parse(puzzle)
         if not self.reasoner.accepts(len(tokens)):
             raise PuzzleError(
                 f"this model takes puzzles of {self.reasoner.spec.length} positions, not {len(tokens)}; "
                 "train one with attention and rotary positions for any length"
             )
         return tokens
+
+    def _limit(self, max_steps: int | None) -> int:
+        limit = self.trained_steps if max_steps is None else max_steps
+        if limit < 1:
+            raise ConfigError(f"the number of steps must be at least 1, not {limit}")
+        return limit
 
     def _write(self, tokens: Tokens, puzzle: Json) -> Json:
         return tokens if isinstance(puzzle, np.ndarray) else self.task.format(tokens, puzzle)

@@ -67,7 +67,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         check(self)
-        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps"):
+        for name in ("lr", "muon_lr", "puzzle_lr"):
+            if getattr(self, name) > 10:
+                raise ConfigError(f"{name} must be at most 10, not {getattr(self, name)}")
+        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("steps", "batch_size", "eval_every"):

@@ -70,38 +70,44 @@ class StopSignals:
         signal.signal(number, self._before[number])
 
 
-def run(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Reporter, time_limit: float | None) -> Reason:
+def run(
+    trainer: Trainer,
+    progress: Progress,
+    hooks: Hooks,
+    reporter: Reporter,
+    signals: StopSignals,
+    time_limit: float | None,
+) -> Reason:
     """Train until the steps are done, the target is reached, the time is up or a signal comes; save, and say why."""
     config = trainer.config
     clock = _Clock(progress)
     evaluated = False
-    with StopSignals() as signals:
-        while trainer.step < config.steps:
-            begin = time.monotonic()
-            metrics = trainer.train_step()
-            reporter.train(trainer.step, metrics, time.monotonic() - begin)
-            evaluated = trainer.step % config.eval_every == 0 or trainer.step == config.steps
-            if evaluated:
-                _evaluate(trainer, progress, hooks, reporter)
-            elapsed = clock.tick()
-            if evaluated and progress.best >= config.stop_at:
-                return "target reached"
-            interrupted, late = signals.received, time_limit is not None and elapsed >= time_limit
-            stop, save = _agree(trainer, (interrupted or late, clock.since_save >= config.save_every))
-            if stop:
-                reason: Reason = "interrupted" if interrupted else "time limit"
-                break
-            if save and not evaluated:
-                hooks.save(None)
-            if save or evaluated:
-                clock.saved()
-        else:
-            reason = "finished"
-        # A signal asks to leave at once; a time limit leaves time for the scores.
-        if not evaluated and reason == "time limit":
+    reason: Reason = "finished"
+    while trainer.step < config.steps:
+        begin = time.monotonic()
+        metrics = trainer.train_step()
+        reporter.train(trainer.step, metrics, time.monotonic() - begin)
+        evaluated = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+        if evaluated:
             _evaluate(trainer, progress, hooks, reporter)
-        elif not evaluated:
+        elapsed = clock.tick()
+        if evaluated and progress.best >= config.stop_at:
+            return "target reached"
+        late = time_limit is not None and elapsed >= time_limit
+        due = clock.since_save >= config.save_every
+        interrupted, late, due = _agree(trainer, (signals.received, late, due))
+        if interrupted or late:
+            reason = "interrupted" if interrupted else "time limit"
+            break
+        if due and not evaluated:
             hooks.save(None)
+        if due or evaluated:
+            clock.saved()
+    # A signal asks to leave at once; a time limit leaves time for the scores.
+    if not evaluated and reason == "time limit":
+        _evaluate(trainer, progress, hooks, reporter)
+    elif not evaluated:
+        hooks.save(None)
     return reason
 
 

@@ -8,6 +8,7 @@ accelerate knows, gets the same numbers.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from loopwise.errors import StorageError
+from loopwise.storage import write_text
 from loopwise.training.trainer import StepMetrics
 from loopwise.types import Json
 
@@ -70,6 +72,7 @@ class Reporter:
         self.console = console or Console(stderr=True, highlight=False)
         self.latest: dict[str, Json] = {}
         self.validation: dict[str, Json] = {}
+        self._tracking = True
         self._finished: dict[str, Json] = {}
         self._log = folder / "log.jsonl"
         self._window = _Window()
@@ -80,6 +83,11 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         """Start the live panel."""
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+        try:
+            self.accelerator.init_trackers("tensorboard")
+        except Exception as error:  # each tracker has its own kinds, full disks and lost networks among them
+            self._stop_tracking(error)
         if self.accelerator.is_main_process and self.console.is_terminal:
             self._live.start()
         return self
@@ -89,6 +97,20 @@ class Reporter:
         if self._live.is_started:
             self._live.update(self._panel(), refresh=True)
             self._live.stop()
+        try:
+            self.accelerator.end_training()
+        except Exception as error:
+            self._stop_tracking(error)
+        threading.excepthook = self._hook
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """A tracker that writes from a thread of its own has met a full disk, say."""
+        self._stop_tracking(failure.exc_value)
+
+    def _stop_tracking(self, error: BaseException | None) -> None:
+        if self._tracking:
+            self._tracking = False
+            self.say(f"the tracker has failed ({error}); the run goes on without it, log.jsonl has everything")
 
     def train(self, step: int, metrics: StepMetrics, seconds: float) -> None:
         """Take the metrics of an optimizer step that took `seconds`."""
@@ -150,9 +172,12 @@ class Reporter:
             raise StorageError(
                 f"cannot write {self._log} ({error.strerror}); free some space, then --resume"
             ) from error
-        if self.accelerator.trackers:
+        if self._tracking:
             numbers = {f"{kind}/{k}": v for k, v in _flat(values) if isinstance(v, int | float) and k != "step"}
-            self.accelerator.log(numbers, step=int(values["step"]))
+            try:
+                self.accelerator.log(numbers, step=int(values["step"]))
+            except Exception as error:
+                self._stop_tracking(error)
 
     def _show(self, force: bool = False) -> None:
         if self._live.is_started:
@@ -233,6 +258,4 @@ def _forget_after(log: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    scratch = log.with_name(".log.jsonl.new")
-    scratch.write_text("".join(kept), encoding="utf-8")
-    scratch.replace(log)
+    write_text(log, "".join(kept))

@@ -83,6 +83,7 @@ class Trainer:
         halting = self.halting.loss(prediction, correct)
         loss = answer + self.halting.config.weight * halting
         (loss / self.config.batch_size).backward()
+        self._sum_gradients()
         self._guard(loss)
         lr = self._update()
         self.carry = self._advance(state, prediction)
@@ -98,17 +99,20 @@ class Trainer:
         return batch
 
     def _guard(self, loss: Tensor) -> None:
-        if not torch.isfinite(self.accelerator.reduce(loss.detach())).item():
+        """Stop before a loss or a gradient that is no finite number can touch the weights."""
+        gradients = [p.grad for p in self.reasoner.parameters() if p.grad is not None]
+        dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+        total = torch.stack(torch._foreach_norm(dense)).sum() + self.accelerator.reduce(loss.detach())
+        if not torch.isfinite(total).item():
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
             raise TrainingError(
-                f"the loss became {loss.item()} at step {self.step + 1}; the last saved state is kept: "
-                "resume from it with a lower --training.lr, or train with --training.dtype float32"
+                f"the loss ({loss.item():.4g}) or its gradient is no finite number at step {self.step + 1}; the last "
+                "saved state is kept: resume from it with a lower --training.lr, or train with --training.dtype float32"
             )
 
     def _update(self) -> float:
         """One optimizer step with the gradient of all processes; returns the learning rate."""
-        self._sum_gradients()
         self.step += 1
         c = self.config
         scale = learning_rate(self.step, 1.0, c.warmup_steps, c.steps, c.lr_end)
