@@ -328,7 +328,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_advice(uninterrupted, tmp_p
     run = start(folder, *SELDOM, prepare=lose_the_loss)
     assert run.wait() == 2
     complaint = run.complaint()
-    assert "nan at step 30" in complaint
+    assert "at step 30" in complaint
     assert "--training.lr" in complaint
     assert saved_step(folder) == EVAL_EVERY
     assert loopwise.load(folder, slots=1).solve([[3, 1, 2, 5, 4, 0]])
@@ -348,15 +348,15 @@ def assert_numbers(folder):
 def lose_the_gradient():
     """The gradient of the step before the second save is not a number, though its loss is one."""
     calls = itertools.count(1)
-    update = Trainer._update
+    total = Trainer._sum_gradients
 
     def poisoned(self):
         if next(calls) == 2 * EVAL_EVERY:
             for parameter in self.reasoner.f.parameters():
                 parameter.grad.fill_(math.nan)
-        return update(self)
+        return total(self)
 
-    Trainer._update = poisoned
+    Trainer._sum_gradients = poisoned
 
 
 def test_a_gradient_that_is_no_number_is_never_saved(uninterrupted, tmp_path):
@@ -580,7 +580,7 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
     """On the same global batch the sum of the gradients of two processes is the gradient of one (read from the first
     moments after one step), for the networks and for the puzzle table.
     """
-    options = ["--training.steps", "1", "--training.no-augment", "--training.optimizer", "adamw"]
+    options = ["--training.steps", "1", "--training.no-augment", "--training.no-shorten", "--training.optimizer", "adamw"]
     alone = start(tmp_path / "one", *options)
     together = start_two(tmp_path / "two", *TINY, "--out", str(tmp_path / "two"), *options)
     assert alone.wait() == 0, alone.said()

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     changed = type(task).restore(args.task, task.metadata())
     if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
         known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
-        raise ConfigError(f"this model knows {known} tokens, the task as changed has {asked}; change only its size")
+        raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
     data = cache.examples(changed, args.split)
     data = data.rows(slice(args.limit or None))
     trained = solver.trained_steps
