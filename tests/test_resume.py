@@ -580,7 +580,14 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
     """On the same global batch the sum of the gradients of two processes is the gradient of one (read from the first
     moments after one step), for the networks and for the puzzle table.
     """
-    options = ["--training.steps", "1", "--training.no-augment", "--training.no-shorten", "--training.optimizer", "adamw"]
+    options = [
+        "--training.steps",
+        "1",
+        "--training.no-augment",
+        "--training.no-shorten",
+        "--training.optimizer",
+        "adamw",
+    ]
     alone = start(tmp_path / "one", *options)
     together = start_two(tmp_path / "two", *TINY, "--out", str(tmp_path / "two"), *options)
     assert alone.wait() == 0, alone.said()

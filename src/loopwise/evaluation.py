@@ -17,10 +17,10 @@ import torch
 from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError
 from loopwise.reasoners.carry import Carry, empty_carry
-from loopwise.solving.solver import HALT_THRESHOLD
+from loopwise.solving.solver import HALT_THRESHOLD, verdict
 from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
 
-__all__ = ["Scores", "evaluate", "wilson"]
+__all__ = ["Scores", "default_steps", "evaluate", "wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Scores:
     tokens: tuple[float, ...]
     """Mean share of right positions after so many steps."""
     verified: tuple[int, ...] | None
-    """Answers that the rules accept after so many steps; None where the rules cannot decide."""
+    """Answers that the rules accept after so many steps; None where the rules could decide none."""
     halted_exact: int
     """Puzzles solved exactly by the answer at which the model stopped by itself, within the last number of steps."""
     halted_steps: float
@@ -86,12 +86,17 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
+def default_steps(limit: int) -> tuple[int, ...]:
+    """The powers of two below the number of steps in training, and that number."""
+    return (*(2**k for k in range(limit.bit_length()) if 2**k < limit), limit)
+
+
 def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = None, slots: int = 256) -> Scores:
-    """Run every example for the largest of `steps` (default: as trained) and score the answer after each of them.
+    """Run every example for the largest of `steps` (default: `default_steps`) and score the answer after each of them.
 
     The labels are not shown to the model. Raises ConfigError when there is nothing to evaluate.
     """
-    wanted = tuple(sorted(set(steps or (int(model.halting.config.max_steps),))))
+    wanted = tuple(sorted(set(steps or default_steps(int(model.halting.config.max_steps)))))
     if len(examples.inputs) == 0:
         raise ConfigError("there is nothing to evaluate: the split is empty; choose another with --split")
     if wanted[0] < 1:
@@ -112,7 +117,7 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
         steps=wanted,
         exact=tuple(int(n) for n in columns["exact"].sum(-1)),
         tokens=tuple(float(n) for n in columns["tokens"].mean(-1)),
-        verified=None if "verified" not in columns else tuple(int(n) for n in columns["verified"].sum(-1)),
+        verified=tuple(int(n) for n in columns["verified"].sum(-1)) if columns["decided"].any() else None,
         halted_exact=int(columns["halted_exact"].sum()),
         halted_steps=float(columns["halted_steps"].mean()),
     )
@@ -129,7 +134,7 @@ def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots:
     labels = np.asarray(rows.labels)
     asked = labels != IGNORE_LABEL
     state = carry.state
-    columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": []}
+    columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": [], "decided": []}
     stopped = np.zeros(count, dtype=np.int64)
     stopped_exact = np.zeros(count, dtype=bool)
     for step in range(1, wanted[-1] + 1):
@@ -143,9 +148,9 @@ def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots:
         if step in wanted:
             columns["exact"].append(exact)
             columns["tokens"].append((right & asked).sum(-1) / np.maximum(asked.sum(-1), 1))
-            columns["verified"].append([model.task.verify(p, a) for p, a in zip(rows.inputs, answers, strict=True)])
-    if columns["verified"][0][0] is None:
-        del columns["verified"]
+            verdicts = [verdict(model.task, p, a) for p, a in zip(rows.inputs, answers, strict=True)]
+            columns["verified"].append([verdict is True for verdict in verdicts])
+            columns["decided"].append([verdict is not None for verdict in verdicts])
     return {key: np.array(value) for key, value in columns.items()} | {
         "halted_exact": stopped_exact,
         "halted_steps": stopped,

@@ -11,7 +11,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -49,10 +51,13 @@ def resolve(name: str, package: str, base: type[T]) -> type[T]:
     """
     if ":" in name:
         module_name, _, attribute = name.partition(":")
+        sys.path.insert(0, os.getcwd())  # where a user's own module is, when the console script started us
         try:
             cls = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(f"cannot import {name!r}: {error}") from error
+        except Exception as error:  # whatever the user's file raises is the user's to mend
+            raise ConfigError(f"cannot import {name!r}: {type(error).__name__}: {error}") from error
+        finally:
+            sys.path.pop(0)
         if not (inspect.isclass(cls) and issubclass(cls, base) and not inspect.isabstract(cls)):
             raise ConfigError(f"{name!r} is not a concrete subclass of {base.__name__}")
         return cls

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import LoggerType
 
-from loopwise.checkpoint import CONFIG, Model, read_model, save_weights, write_config
+from loopwise.checkpoint import CONFIG, WEIGHTS, Model, read_model, save_weights, write_config
 from loopwise.config import from_json, to_json
 from loopwise.data import cache
 from loopwise.data.stream import Stream
@@ -18,9 +19,9 @@ from loopwise.modelcard import model_card
 from loopwise.reasoners.base import GradientPolicy, Reasoner, ReasonerConfig
 from loopwise.reasoners.flops import count_flops
 from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
-from loopwise.registry import resolve
+from loopwise.registry import resolve, suggest
 from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_device, resolve_dtype
-from loopwise.storage import write_text
+from loopwise.storage import locked, write_text
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.training.config import TrainingConfig
 from loopwise.training.loop import Hooks, Progress, Reason, StopSignals, run
@@ -32,6 +33,7 @@ from loopwise.types import Examples, Json, Split
 __all__ = ["Outcome", "RunConfig", "build", "resume_run", "resume_training_config", "start_run"]
 
 STATE, LAST, CARD = "training", "last", "README.md"
+TRACKERS = ("none", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL))
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -78,9 +80,11 @@ def build(config: RunConfig) -> Model:
 def start_run(
     config: RunConfig, folder: Path, time_limit: float | None = None, tracker: str = "tensorboard"
 ) -> Outcome:
-    """Train from scratch into `folder`. Raises ConfigError when a run is there already."""
+    """Train from scratch into `folder`. Raises ConfigError when a run, or anything else, is there already."""
     if (folder / CONFIG).exists():
         raise ConfigError(f"{folder} holds a run already; continue it with --resume {folder}, or choose another --out")
+    if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty; choose another --out")
     model = build(config)
     # What `auto` means here is written down, so that the run continues in the same format on another machine.
     training = from_json(TrainingConfig, {**to_json(config.training), "dtype": dtype_name(model.reasoner.dtype)})
@@ -95,6 +99,8 @@ def resume_training_config(folder: Path) -> TrainingConfig:
     _, recipe = read_model(folder, trust=True)
     if has_state(folder / STATE):
         recipe = read_notes(folder / STATE)["training"]
+    elif (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder} holds a model but no training state; resume the folder of its run")
     return from_json(TrainingConfig, recipe, f"{folder / CONFIG}: training")
 
 
@@ -105,8 +111,12 @@ def resume_run(
     tracker: str = "tensorboard",
 ) -> Outcome:
     """Continue the run in `folder` where its last save left it, with other training options if any are given."""
-    training = training or resume_training_config(folder)
+    before = resume_training_config(folder)
+    training = training or before
     model, _ = read_model(folder, trust=True)
+    for name in ("optimizer", "dtype", "seed", "batch_size"):
+        if getattr(training, name) != getattr(before, name):
+            raise ConfigError(f"{name} is fixed when a run starts, here {getattr(before, name)}; start another run")
     with StopSignals() as signals:
         return _Run(model, training, folder, tracker).train(signals, time_limit)
 
@@ -121,11 +131,14 @@ class _Run:
         self.tracker = tracker
         self.progress = Progress()
         device = resolve_device(training.device)
+        if device.type == "mps" and training.loss == "stablemax":
+            raise ConfigError("stablemax needs float64, which mps does not have; use --training.loss softmax")
+        if tracker not in TRACKERS:
+            raise ConfigError(f"unknown tracker {tracker!r}{suggest(tracker, TRACKERS)}; known: {', '.join(TRACKERS)}")
         trackers = None if tracker == "none" else tracker
-        try:
-            self.accelerator = Accelerator(cpu=device.type == "cpu", project_dir=folder, log_with=trackers)
-        except ValueError as error:
-            raise ConfigError(f"--tracker {tracker}: {' '.join(str(error).split())}") from error
+        self.accelerator = Accelerator(cpu=device.type == "cpu", project_dir=folder, log_with=trackers)
+        if self.accelerator.device.type != device.type:
+            raise ConfigError(f"this process trains on {self.accelerator.device.type} already; start another")
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         if training.batch_size % world:
             raise ConfigError(f"batch_size {training.batch_size} cannot be shared evenly by {world} processes")
@@ -143,7 +156,8 @@ class _Run:
             shorten=training.shorten,
         )
         self.trainer = Trainer(model.reasoner, model.gradient, model.halting, stream, training, self.accelerator)
-        if training.compile and has_compiler():
+        self.compiled = training.compile and has_compiler()
+        if self.compiled:
             for network in model.reasoner.networks():
                 network.compile()
 
@@ -158,8 +172,11 @@ class _Run:
 
     def train(self, signals: StopSignals, time_limit: float | None) -> Outcome:
         """Start or continue, and train until something stops it."""
-        resumed = has_state(self.folder / STATE)
-        if resumed:
+        with locked(self.folder, self.accelerator.is_main_process):
+            return self._train(signals, time_limit)
+
+    def _train(self, signals: StopSignals, time_limit: float | None) -> Outcome:
+        if has_state(self.folder / STATE):
             self._load()
         elif self.accelerator.is_main_process and not (self.folder / CONFIG).exists():
             write_config(self.folder, self.model, to_json(self.training))
@@ -206,9 +223,7 @@ class _Run:
         write_text(folder / CARD, model_card(averaged, notes, to_json(self.training), which))
 
     def _evaluate(self, reasoner: Reasoner[Any]) -> dict[str, Json]:
-        limit = int(self.model.halting.config.max_steps)
-        steps = [s for s in (1, 2, 4, 8, 16, 32) if s < limit] + [limit]
-        return evaluate(replace(self.model, reasoner=reasoner), self.validation, steps).to_json()
+        return evaluate(replace(self.model, reasoner=reasoner), self.validation).to_json()
 
     def _reporter(self) -> Reporter:
         return Reporter(
@@ -229,4 +244,5 @@ class _Run:
             f"{self.training.batch_size} slots, "
             f"{self.flops.training * self.training.batch_size / 1e9:.1f} GFLOP a step, "
             f"{self.accelerator.device.type} {dtype_name(self.model.reasoner.dtype)}"
+            + ("" if self.compiled == self.training.compile else ", not compiled: there is no C++ compiler here")
         )

@@ -29,12 +29,15 @@ DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bf
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """The device of this process. `auto` prefers cuda, then mps, then cpu. Raises ConfigError if it is not there."""
+    """The device of this process. `auto` is cuda where there is one, else cpu; mps must be asked for, being untested.
+
+    Raises ConfigError if the device is not there.
+    """
     if device not in get_args(Device):
         raise ConfigError(f"unknown device {device!r}; known: {', '.join(get_args(Device))}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
+        return torch.device("cuda" if available["cuda"] else "cpu")
     if not available[device]:
         raise ConfigError(f"device {device!r} is not available here; use --device auto or cpu")
     return torch.device(device)
@@ -43,7 +46,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format of activations. `auto` is bfloat16 where the processor multiplies matrices in it, else float32.
 
-    Weights, norms, logits of the halting head and the loss are float32 or wider in any case.
+    Weights, norms and the loss are float32 or wider in any case.
     """
     if dtype != "auto":
         return DTYPES[dtype]

@@ -11,9 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,7 +28,7 @@ from torch import Tensor
 from loopwise.errors import CheckpointError, StorageError
 from loopwise.types import Json
 
-__all__ = ["json_digest", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
+__all__ = ["json_digest", "locked", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
 
 CHECKSUM = "sha256"
 
@@ -78,8 +83,29 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
     return tensors, json.loads(header["notes"])
 
 
+@contextlib.contextmanager
+def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
+    """Keep other programs from writing into a folder meanwhile. Raises StorageError when one does already."""
+    if not wanted or fcntl is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "w")  # noqa: SIM115 - it stays open as long as the lock is held
+    except OSError as error:
+        raise StorageError(f"cannot write into {folder} ({error.strerror}); choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(
+                f"another run is writing into {folder}; wait for it, or choose another folder"
+            ) from error
+        yield
+
+
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    # Always the same name, so that what a killed process left is taken away by the next save.
+    # Always the same name, so that what a killed process left is taken away by the next save of the file.
     scratch = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ line on the standard error and exit code 2; no traceback reaches a user.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -45,10 +46,12 @@ def main(arguments: list[str] | None = None) -> int:  # noqa: PLR0911 - one way 
         return 141
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        return _complain(f"{error.strerror or error}{place}; free some space, or choose a place that can be written", 2)
-    except MemoryError:
-        return _complain("out of memory; take a smaller batch_size or hidden_size", 2)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        advice = "free some space" if full else "check the path and its permissions"
+        return _complain(f"{error.strerror or error}{place}; {advice}", 2)
     except Exception as error:
+        if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+            return _complain("out of memory; take a smaller batch_size, slots or hidden_size", 2)
         if os.environ.get("LOOPWISE_DEBUG"):
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -59,11 +62,11 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         width = max(map(len, COMMANDS))
         commands = "\n".join(f"  {name:{width}}  {what}" for name, what in COMMANDS.items())
-        print(USAGE.format(commands=commands))  # noqa: T201
+        print(USAGE.format(commands=commands))
         return 0
     name, *rest = arguments
     if name in {"--version", "-V"}:
-        print(importlib.import_module("loopwise").__version__)  # noqa: T201
+        print(importlib.import_module("loopwise").__version__)
         return 0
     if name not in COMMANDS:
         return _complain(f"unknown command {name!r}{suggest(name, COMMANDS)}; known: {', '.join(COMMANDS)}", 2)

@@ -18,7 +18,7 @@ from loopwise.recipes import find, known
 from loopwise.registry import resolve, suggest
 from loopwise.storage import write_text
 from loopwise.tasks.base import Task
-from loopwise.types import SPLITS
+from loopwise.types import IGNORE_LABEL, SPLITS
 
 __all__ = ["main"]
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     if action == "fetch":
         args = parse(arguments_class("Fetch", out=out), rest, command="data fetch NAME", about=ABOUT)
         for file in fetch(name or "", Path(args.out)):
-            print(file)  # noqa: T201
+            print(file)
         return 0
     config = find(name or known()[0])
     cls = arguments_class("Data", out=out, task=(type(config.task_config), config.task_config, ""))
@@ -88,7 +88,7 @@ def _build(task: Task[Any], out: Path) -> int:
             raise StorageError(
                 f"cannot write {out} ({error.strerror}); free some space or choose another --out"
             ) from error
-        print(f"{out / split}: {len(data.inputs):,} puzzles")  # noqa: T201
+        print(f"{out / split}: {len(data.inputs):,} puzzles")
     facts = {"task": task.name, "shape": spec.shape, "vocab_size": spec.vocab_size, "symbols": list(spec.symbols)}
-    write_text(out / "dataset.json", json.dumps({**facts, "ignore_label": -100, "pad": 0}, indent=1) + "\n")
+    write_text(out / "dataset.json", json.dumps({**facts, "ignore_label": IGNORE_LABEL, "pad": 0}, indent=1) + "\n")
     return 0

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     args = parse(cls, arguments, command="doctor", about=ABOUT)
     findings = _findings()
     if args.json:
-        print(json.dumps(findings))  # noqa: T201
+        print(json.dumps(findings))
         return 0
     table = Table.grid(padding=(0, 2))
     for name, value in findings.items():

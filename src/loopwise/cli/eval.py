@@ -13,7 +13,7 @@ import loopwise
 from loopwise.cli.parsing import arguments_class, parse, parse_steps, take_positional
 from loopwise.data import cache
 from loopwise.errors import ConfigError
-from loopwise.evaluation import Scores, evaluate, wilson
+from loopwise.evaluation import Scores, default_steps, evaluate, wilson
 from loopwise.reasoners.flops import count_flops
 from loopwise.types import SPLITS, Json, Split
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     data = cache.examples(changed, args.split)
     data = data.rows(slice(args.limit or None))
     trained = solver.trained_steps
-    steps = parse_steps(args.max_steps) if args.max_steps else [s for s in (1, 2, 4, 8) if s < trained] + [trained]
+    steps = parse_steps(args.max_steps) if args.max_steps else default_steps(trained)
     scores = evaluate(dataclasses.replace(solver.model, task=changed), data, steps, args.slots)
     flops = count_flops(solver.reasoner, solver.model.gradient, data.inputs.shape[1]).solving
     record = {
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         **scores.to_json(),
     }
     if args.json:
-        print(json.dumps(record))  # noqa: T201
+        print(json.dumps(record))
     else:
         _print(record, scores, flops)
     return 0

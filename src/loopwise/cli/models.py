@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         scores = notes["scores"]["by_steps"][-1]
         if args.json:
             record = {"name": name, "task": model.task.name, "parameters": parameters, "bytes": size}
-            print(json.dumps({**record, "validation_exact": scores["exact_accuracy"]}))  # noqa: T201
+            print(json.dumps({**record, "validation_exact": scores["exact_accuracy"]}))
         low, high = scores["interval_95"]
         exact = f"{100 * scores['exact_accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in {scores['steps']} steps"
         table.add_row(name, model.task.name, f"{parameters:,}", f"{size / 1e6:.2f} MB", exact)

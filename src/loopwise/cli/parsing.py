@@ -18,13 +18,12 @@ __all__ = ["arguments_class", "parse", "parse_duration", "parse_steps", "take_op
 T = TypeVar("T")
 
 
-def parse(cls: type[T], arguments: Sequence[str], *, command: str, about: str, default: T | None = None) -> T:
+def parse(cls: type[T], arguments: Sequence[str], *, command: str, about: str) -> T:
     """Fill a dataclass from a command line. `--help` prints and exits; a mistake raises ConfigError in one line."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            kwargs: dict[str, Any] = {} if default is None else {"default": default}
-            filled: T = tyro.cli(cls, args=list(arguments), prog=f"loopwise {command}", description=about, **kwargs)
+            filled: T = tyro.cli(cls, args=list(arguments), prog=f"loopwise {command}", description=about)
             return filled
     except SystemExit as stop:
         if not stop.code:

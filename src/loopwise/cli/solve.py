@@ -26,7 +26,8 @@ __all__ = ["main"]
 ABOUT = """Solve puzzles: loopwise solve CHECKPOINT PUZZLE, or --file FILE, or - for the standard input.
 
 CHECKPOINT is a folder that `loopwise train` wrote, or the name of a shipped model (`loopwise models`). A file has one
-puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}.
+puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}. Puzzles are read ahead and answered in order; with
+--slots 1 each is answered before the next is read.
 
   loopwise solve runs/sorting "3 1 2 9 4 4 0 7 5 5 1 8 6 2 2 3"
   loopwise solve runs/six 4.....2...6....5..1.3...........2.4. --trace
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _sample(solver: Solver, number: int) -> Json:
-    """A puzzle of the test split, as a list of symbols that the task reads."""
+    """A puzzle of the test split, as tokens [L]."""
     data = cache.examples(solver.task, "test")
     if not 0 <= number < len(data.inputs):
         raise ConfigError(f"--sample {number} is not there: the test split has {len(data.inputs)} puzzles, from 0")
@@ -107,14 +108,14 @@ def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_
     """Write an answer, or a record, for each puzzle; one that cannot be read does not stop the others."""
     failed = False
     for number, result in enumerate(results, 1):
+        failed |= isinstance(result, PuzzleError)
         if as_json:
-            print(json.dumps(_record(solver, result), ensure_ascii=False), flush=True)  # noqa: T201
+            print(json.dumps(_record(solver, result), ensure_ascii=False), flush=True)
         elif isinstance(result, Solution):
             answer = result.answer
-            print(answer if isinstance(answer, str) else json.dumps(answer), flush=True)  # noqa: T201
+            print(answer if isinstance(answer, str) else json.dumps(answer), flush=True)
         else:
-            failed = True
-            print(flush=True)  # noqa: T201 - an empty line keeps the others in their places
+            print(flush=True)  # an empty line keeps the others in their places
             sys.stderr.write(f"loopwise: puzzle {number}: {result}\n")
     return 2 if failed else 0
 
@@ -160,7 +161,7 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
     """Show every step of each puzzle, until it is solved: what changed, and what the model thinks of it."""
     as_json = args.json
     console = Console(highlight=False)
-    for value in puzzles:
+    for index, value in enumerate(puzzles, 1):
         puzzle = solver.read(value)
         if not as_json:
             console.print("[bold]the puzzle[/bold]")
@@ -170,8 +171,10 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
             verified = solver.task.verify(puzzle, step.tokens)
             if as_json:
                 answer = _symbols(solver, step.answer)
-                record: dict[str, Any] = {"step": number, "answer": answer, "verified": verified}
-                print(json.dumps({**record, "halt_probability": step.halt_probability}), flush=True)  # noqa: T201
+                record: dict[str, Any] = {"puzzle": index, "step": number, "answer": answer}
+                print(
+                    json.dumps({**record, "verified": verified, "halt_probability": step.halt_probability}), flush=True
+                )
             else:
                 changed = "" if previous is None else f", {int((step.tokens != previous).sum())} changed"
                 says = {True: ", solved", False: "", None: ""}[verified]
@@ -182,7 +185,7 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
             previous = step.tokens
             if console.is_terminal and not as_json:
                 time.sleep(SECONDS_A_STEP)
-            if verified or (verified is None and step.halt_probability > args.halt_threshold):
+            if verified or (args.until_halted and step.halt_probability > args.halt_threshold):
                 break
     return 0
 
@@ -193,7 +196,7 @@ def _lines(puzzle: str | None, file: str) -> Iterator[str]:
         yield puzzle
         return
     try:
-        with open(file, encoding="utf-8") if file else sys.stdin as source:
+        with open(file, encoding="utf-8-sig") if file else sys.stdin as source:
             yield from (line.rstrip("\r\n") for line in source if line.strip())
     except FileNotFoundError:
         raise DataError(f"there is no file {file}; give a file of one puzzle a line") from None
@@ -210,8 +213,8 @@ def _read_line(line: str) -> Json:
 
 
 def _read_value(text: str) -> Json:
-    """JSON where the text is a list or an object, else the text itself."""
-    if text.lstrip()[:1] in {"[", "{"}:
+    """JSON where the text is a list, an object or a string in quotes, else the text itself."""
+    if text.lstrip()[:1] in {"[", "{", '"'}:
         try:
             return json.loads(text)
         except (ValueError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,8 @@ def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
         halting_config=args.halting,
         training=args.training,
     )
+    if not args.out and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("several processes need a common folder: name it with --out DIR")
     folder = Path(args.out or _default_folder(config))
     return folder, start_run(config, folder, _limit(args.time_limit), args.tracker)
 

@@ -39,6 +39,8 @@ def _fetch_file(repository: str, file: str, target: Path) -> Path:
             return target
         fetched = Path(hf_hub_download(repository, file, repo_type="dataset"))
     except Exception as error:  # the hub client raises many kinds, those of its network library among them
+        if target.exists():  # put there by hand, or fetched before; without the hub it cannot be checked
+            return target
         raise DataError(
             f"{repository} cannot be fetched ({type(error).__name__}): is there a network? Without one, "
             f"put {file} into {target.parent} by hand"

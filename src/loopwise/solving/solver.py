@@ -7,6 +7,7 @@ recursion amplifies it: at equal slots a puzzle gets the same answer, whoever it
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loopwise.checkpoint import Model, load_model, save_weights, write_config
-from loopwise.errors import ConfigError, PuzzleError
+from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights, write_config
+from loopwise.errors import CheckpointError, ConfigError, DataError, PuzzleError
 from loopwise.reasoners.carry import Carry, empty_carry, refill
 from loopwise.runtime import resolve_device
+from loopwise.tasks.base import Task
 from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
 
-__all__ = ["HALT_THRESHOLD", "Solution", "Solver", "Step"]
+__all__ = ["HALT_THRESHOLD", "Solution", "Solver", "Step", "verdict"]
 
 HALT_THRESHOLD = 0.95
 """The halting probability above which a puzzle counts as solved.
@@ -137,7 +139,9 @@ class Solver:
             raise ConfigError(f"the halting threshold is a probability, not {halt_threshold}")
         threshold = halt_threshold if until_halted else 1.0  # which no probability exceeds
         source = iter(puzzles)
-        while window := list(islice(source, self.slots * WINDOW)):
+        # A single slot works on a puzzle at a time, for programs that wait for each answer.
+        size = self.slots * WINDOW if self.slots > 1 else 1
+        while window := list(islice(source, size)):
             yield from self._solve_window(window, limit, threshold)
 
     def trace(self, puzzle: Json, *, max_steps: int | None = None) -> list[Step]:
@@ -214,7 +218,7 @@ class Solver:
                         answer=None,
                         puzzle=tokens,
                         tokens=answers[slot],
-                        verified=self.task.verify(tokens, answers[slot]),
+                        verified=verdict(self.task, tokens, answers[slot]),
                         steps=steps[slot],
                         stopped_by="halted" if satisfied else "steps",
                         halt_probability=float(probabilities[slot]),
@@ -240,8 +244,7 @@ class Solver:
 
     def _load(self, puzzles: list[Tokens]) -> Carry:
         """Slots of one length that hold the given puzzles; the others are idle."""
-        length = len(puzzles[0]) if puzzles else self.reasoner.spec.length
-        rows = torch.zeros(self.slots, length, dtype=torch.int64)
+        rows = torch.zeros(self.slots, len(puzzles[0]), dtype=torch.int64)
         for slot, tokens in enumerate(puzzles):
             rows[slot] = torch.as_tensor(tokens, dtype=torch.int64)
         batch = self._batch(rows)
@@ -257,6 +260,15 @@ class Solver:
         return Carry(state, carry.steps + 1, carry.halted, carry.batch), prediction
 
 
+def verdict(task: Task[Any], puzzle: Tokens, answer: Tokens) -> bool | None:
+    """What the task's rules say of an answer [L]; None, with a warning, where a checker of the user's fails."""
+    try:
+        return task.verify(puzzle, answer)
+    except DataError as error:
+        logging.getLogger("loopwise").warning("%s; counted as undecided", error)
+        return None
+
+
 def _read(prediction: Prediction) -> tuple[Tokens, Any]:
     """The proposed answers [B, L] and the halting probabilities [B] of a prediction, as arrays."""
     answers = prediction.logits.argmax(-1).cpu().numpy().astype(np.int32)
@@ -265,13 +277,13 @@ def _read(prediction: Prediction) -> tuple[Tokens, Any]:
 
 def _locate(name: str) -> Path:
     path = Path(name)
-    if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
+    if path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")) or path.parent.exists():
         return path
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # the hub client raises many kinds, network errors among them
-        raise ConfigError(
+        raise CheckpointError(
             f"there is no folder {name}, and it cannot be fetched from the hub ({type(error).__name__})"
         ) from error

@@ -21,6 +21,9 @@ from loopwise.training.trainer import Trainer
 
 __all__ = ["Hooks", "Progress", "StopSignals", "run"]
 
+LONG = 10.0
+"""Seconds of training that are worth a save before an evaluation, which may take as long again."""
+
 Reason = Literal["finished", "target reached", "time limit", "interrupted"]
 
 
@@ -88,16 +91,17 @@ def run(
         metrics = trainer.train_step()
         reporter.train(trainer.step, metrics, time.monotonic() - begin)
         evaluated = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+        reached = False
         if evaluated:
-            _evaluate(trainer, progress, hooks, reporter)
+            if clock.since_save > LONG:  # a signal may come while the scores are made, and a kill after it
+                hooks.save(None)
+            reached = _evaluate(trainer, progress, hooks, reporter) >= config.stop_at
         elapsed = clock.tick()
-        if evaluated and progress.best >= config.stop_at:
-            return "target reached"
         late = time_limit is not None and elapsed >= time_limit
         due = clock.since_save >= config.save_every
-        interrupted, late, due = _agree(trainer, (signals.received, late, due))
-        if interrupted or late:
-            reason = "interrupted" if interrupted else "time limit"
+        reached, interrupted, late, due = _agree(trainer, (reached, signals.received, late, due))
+        if reached or interrupted or late:
+            reason = "target reached" if reached else "interrupted" if interrupted else "time limit"
             break
         if due and not evaluated:
             hooks.save(None)
@@ -133,8 +137,8 @@ class _Clock:
         self.last_save = time.monotonic()
 
 
-def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Reporter) -> None:
-    """Score the averaged weights; keep them if they are the best; save. The scores never touch the training."""
+def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Reporter) -> float:
+    """Score the averaged weights; keep them if they are the best; save. Returns the exact accuracy."""
     scores = hooks.evaluate(trainer.ema.reasoner)
     exact = float(scores["by_steps"][-1]["exact_accuracy"])
     best = exact >= progress.best  # of equals the later, which has seen more
@@ -143,6 +147,7 @@ def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Repo
         hooks.keep_best(scores)
     reporter.evaluated(trainer.step, scores, best)
     hooks.save(scores)
+    return exact
 
 
 def _agree(trainer: Trainer, flags: tuple[bool, ...]) -> tuple[bool, ...]:

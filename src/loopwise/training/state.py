@@ -34,6 +34,8 @@ def save_state(folder: Path, trainer: Trainer, notes: dict[str, Json]) -> None:
         for old in folder.glob("step-*.safetensors"):
             if not old.name.startswith(f"step-{trainer.step}-"):
                 old.unlink(missing_ok=True)
+        for scrap in folder.glob(".step-*.new"):  # of a process that was killed while it saved
+            scrap.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
 

@@ -65,7 +65,7 @@ class Trainer:
         self.optimizers = list(_optimizers(self.reasoner, config))
         self.step = 0
         self.slots = config.batch_size // accelerator.num_processes
-        self.rng = generator(accelerator.device, config.seed, accelerator.process_index)
+        self.rng = generator("cpu", config.seed, accelerator.process_index)  # whose state fits any device
         self.carry = self._free_slots()
 
     def _free_slots(self) -> Carry:
@@ -141,7 +141,8 @@ class Trainer:
     def _advance(self, state: Any, prediction: Prediction) -> Carry:
         steps = self.carry.steps + 1
         with torch.no_grad():
-            halted = self.halting.halt(prediction, steps, self.halting.explore(self.slots, self.rng))
+            least = self.halting.explore(self.slots, self.rng).to(steps.device)
+            halted = self.halting.halt(prediction, steps, least)
         return Carry(state, steps, halted, self.carry.batch)
 
     @torch.no_grad()
@@ -152,9 +153,9 @@ class Trainer:
         asked = (self.carry.batch.labels >= 0).sum(-1).clamp(min=1)
         tokens = (right.sum(-1) / asked)[halted].sum()
         said = (prediction.halt_logits >= 0) == correct
-        columns = [t.double() / self.slots for t in losses]
-        columns += [t.double() for t in (halted.sum(), correct[halted].sum(), said[halted].sum(), tokens)]
-        columns += [self.carry.steps[halted].sum().double()]
+        columns = [t.float() / self.slots for t in losses]
+        columns += [t.float() for t in (halted.sum(), correct[halted].sum(), said[halted].sum(), tokens)]
+        columns += [self.carry.steps[halted].sum().float()]
         loss, answer, halting, finished, exact, halting_right, token_share, steps = torch.stack(columns).tolist()
         return StepMetrics(
             loss, answer, halting, int(finished), int(exact), int(halting_right), token_share, int(steps), lr
@@ -193,7 +194,7 @@ class Trainer:
             halted=columns["carry.halted"],
             batch=Batch(*(columns[f"carry.batch.{i}"] for i in range(len(free.batch)))),
         )
-        self.rng.set_state(tensors["rng"].cpu())
+        self.rng.set_state(tensors["rng"])
         self.stream.load_state_dict(numbers["stream"])
         self.step = numbers["step"]
 
