@@ -62,7 +62,7 @@ def sorting() -> RunConfig:
         task="sorting",
         task_config=SortingConfig(),
         reasoner_config=replace(SEQUENCE_TRM, hidden_size=96),
-        # More exploration than usual: most rows are sorted after one step, and what the later ones do must be learned too.
+        # More exploration than usual: most rows are sorted in one step, and what later ones do must be learned too.
         halting_config=HaltingConfig(max_steps=8, exploration=0.5),
         training=replace(MINUTES, steps=4000, eval_every=500),
     )
