@@ -74,7 +74,7 @@ def rolling_sum() -> RunConfig:
         task="rolling-sum",
         task_config=RollingSumConfig(),
         reasoner_config=SEQUENCE_TRM,
-        halting_config=HaltingConfig(max_steps=8),
+        halting_config=HaltingConfig(max_steps=8, exploration=0.5),
         training=replace(MINUTES, steps=2000),
     )
 
