@@ -181,6 +181,8 @@ class _Run:
         elif self.accelerator.is_main_process and not (self.folder / CONFIG).exists():
             write_config(self.folder, self.model, to_json(self.training))
         self.accelerator.wait_for_everyone()
+        if not has_state(self.folder / STATE):
+            self._save(None)  # so that there is a state before there are weights: weights alone are not a run
         hooks = Hooks(evaluate=self._evaluate, keep_best=self._keep_best, save=self._save)
         with self._reporter() as reporter:
             reporter.say(self._introduction())

@@ -91,17 +91,18 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 - it stays open as long as the lock is held
+        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise StorageError(f"cannot write into {folder} ({error.strerror}); choose another folder") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageError(
-                f"another run is writing into {folder}; wait for it, or choose another folder"
-            ) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise StorageError(f"another run is writing into {folder}; wait for it, or choose another folder") from error
+    try:
         yield
+    finally:
+        os.close(handle)
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:

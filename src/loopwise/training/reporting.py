@@ -73,7 +73,7 @@ class Reporter:
         self.latest: dict[str, Json] = {}
         self.validation: dict[str, Json] = {}
         self._tracking = True
-        self._threads: set[threading.Thread] = set()
+        self._others: set[threading.Thread] = set()  # threads that are not the tracker's
         self._finished: dict[str, Json] = {}
         self._log = folder / "log.jsonl"
         self._window = _Window()
@@ -84,15 +84,14 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         """Start the live panel."""
-        before = set(threading.enumerate())
+        self._others = set(threading.enumerate())
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
         try:
             self.accelerator.init_trackers("tensorboard")
-            self._threads = set(threading.enumerate()) - before
         except Exception as error:  # each tracker has its own kinds, full disks and lost networks among them
             self._stop_tracking(error)
         if self.accelerator.is_main_process and self.console.is_terminal:
             self._live.start()
-        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -108,10 +107,10 @@ class Reporter:
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
         """A tracker that writes from a thread of its own may meet a full disk there."""
-        if failure.thread in self._threads:
-            self._stop_tracking(failure.exc_value)
-        else:
+        if failure.thread in self._others:
             self._hook(failure)
+        else:
+            self._stop_tracking(failure.exc_value)
 
     def _stop_tracking(self, error: BaseException | None) -> None:
         if self._tracking:

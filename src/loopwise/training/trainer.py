@@ -70,7 +70,7 @@ class Trainer:
 
     def _free_slots(self) -> Carry:
         row = torch.zeros(self.slots, self.reasoner.spec.length, dtype=torch.int64, device=self.accelerator.device)
-        return empty_carry(self.reasoner, Batch(row, row, row[:, 0]))
+        return empty_carry(self.reasoner, Batch(row, row.clone(), row[:, 0].clone()))
 
     def train_step(self) -> StepMetrics:
         """One supervision step of every slot, one optimizer step.
