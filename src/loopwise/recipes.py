@@ -61,10 +61,10 @@ def sorting() -> RunConfig:
     return RunConfig(
         task="sorting",
         task_config=SortingConfig(),
-        reasoner_config=replace(SEQUENCE_TRM, hidden_size=96),
+        reasoner_config=SEQUENCE_TRM,
         # More exploration than usual: most rows are sorted in one step, and what later ones do must be learned too.
         halting_config=HaltingConfig(max_steps=8, exploration=0.5),
-        training=replace(MINUTES, steps=4000, eval_every=500),
+        training=replace(MINUTES, steps=5000, eval_every=500),
     )
 
 

@@ -49,5 +49,5 @@ class Sorting(NumberTask[SortingConfig]):
         return rng.permutation(inputs), labels, identity
 
     def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Keep the first numbers, any count of them, so that the network does not rely on one length."""
-        return self.first(int(rng.integers(1, len(inputs) + 1)), inputs)
+        """Keep the first numbers, in every second row any count of them: the network shall not rely on one length."""
+        return self.first(int(rng.integers(1, len(inputs) + 1)) if rng.random() < 0.5 else len(inputs), inputs)
