@@ -17,7 +17,7 @@ def main(log: Path, picture: Path) -> None:
     losses.set_ylabel("training loss per slot")
     steps = [e["step"] for e in evals]
     last = [e["by_steps"][-1] for e in evals]
-    low = [100 * (r["exact_accuracy"] - r["interval_95"][0]) for r in last]
+    low = [max(0.0, 100 * (r["exact_accuracy"] - r["interval_95"][0])) for r in last]
     high = [100 * (r["interval_95"][1] - r["exact_accuracy"]) for r in last]
     exact = [100 * r["exact_accuracy"] for r in last]
     label = f"validation, exact ({evals[-1]['puzzles']} puzzles, {last[-1]['steps']} steps, 95 %)"
