@@ -30,7 +30,8 @@ SEQUENCE_TRM = TRMConfig(
 )
 BOARD_TRM = replace(SEQUENCE_TRM, core="mlp", positions="none", registers=0)
 
-# A run of minutes wants what one of days does not: a high rate that falls to nothing, a short average, no decay.
+# A run of minutes wants what one of days does not: a high rate that falls to nothing, a short average, no decay. Two
+# threads were slower than one for networks of this size (docs/log.md).
 MINUTES = TrainingConfig(
     steps=2500,
     batch_size=64,
@@ -43,6 +44,7 @@ MINUTES = TrainingConfig(
     loss="softmax",
     ema=0.98,
     eval_every=250,
+    threads=1,
 )
 
 
@@ -85,7 +87,7 @@ def sudoku_6x6() -> RunConfig:
         task="sudoku",
         task_config=SudokuConfig(box="2x3"),
         reasoner_config=BOARD_TRM,
-        training=replace(MINUTES, lr=5e-3, warmup_steps=50),
+        training=replace(MINUTES, steps=2000, lr=5e-3, warmup_steps=50),
     )
 
 

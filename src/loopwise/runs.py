@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
@@ -114,7 +115,7 @@ def resume_run(
     before = resume_training_config(folder)
     training = training or before
     model, _ = read_model(folder, trust=True)
-    for name in ("optimizer", "dtype", "seed", "batch_size"):
+    for name in ("optimizer", "dtype", "seed", "batch_size", "threads"):
         if getattr(training, name) != getattr(before, name):
             raise ConfigError(f"{name} is fixed when a run starts, here {getattr(before, name)}; start another run")
     with StopSignals() as signals:
@@ -131,6 +132,8 @@ class _Run:
         self.tracker = tracker
         self.progress = Progress()
         device = resolve_device(training.device)
+        if training.threads:
+            torch.set_num_threads(training.threads)
         if device.type == "mps" and training.loss == "stablemax":
             raise ConfigError("stablemax needs float64, which mps does not have; use --training.loss softmax")
         if tracker not in TRACKERS:

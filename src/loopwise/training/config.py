@@ -61,6 +61,8 @@ class TrainingConfig:
     """Where to train."""
     dtype: Dtype = "auto"
     """Number format of the activations; auto is bfloat16 where the processor multiplies matrices in it."""
+    threads: int = 0
+    """CPU threads, 0 for all; small networks are faster with 1, and rounding depends on it."""
     compile: bool = False
     """Fuse the network's kernels with torch.compile; takes up to a minute at the start."""
 
@@ -70,7 +72,7 @@ class TrainingConfig:
         for name in ("lr", "muon_lr", "puzzle_lr"):
             if getattr(self, name) > 10:
                 raise ConfigError(f"{name} must be at most 10, not {getattr(self, name)}")
-        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "seed"):
+        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("steps", "batch_size", "eval_every"):
