@@ -659,10 +659,12 @@ def test_what_arrives_damaged_is_refused(terminal, monkeypatch, tmp_path):
 
 
 def loopwise_process(*arguments, **options):
+    def heed_interrupts():  # which a shell takes from what it starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     command = [sys.executable, "-m", "loopwise", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, text=True, preexec_fn=heed_interrupts, **pipes, **options)
 
 
 def test_a_mistake_is_one_line_of_a_process_too(tmp_path):

@@ -30,8 +30,8 @@ SEQUENCE_TRM = TRMConfig(
 )
 BOARD_TRM = replace(SEQUENCE_TRM, core="mlp", positions="none", registers=0)
 
-# A run of minutes wants what one of days does not: a high rate that falls to nothing, a short average, no decay. Two
-# threads were slower than one for networks of this size (docs/log.md).
+# A run of minutes wants what one of days does not: a high rate that falls to nothing, a short average, no decay. One
+# thread is safe on a machine that does other things too; a quiet one is 1.6 times faster with two (docs/log.md).
 MINUTES = TrainingConfig(
     steps=2500,
     batch_size=64,

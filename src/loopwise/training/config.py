@@ -62,7 +62,7 @@ class TrainingConfig:
     dtype: Dtype = "auto"
     """Number format of the activations; auto is bfloat16 where the processor multiplies matrices in it."""
     threads: int = 0
-    """CPU threads, 0 for all; small networks are faster with 1, and rounding depends on it."""
+    """CPU threads, 0 for all; rounding depends on it, so it is fixed for a run."""
     compile: bool = False
     """Fuse the network's kernels with torch.compile; takes up to a minute at the start."""
 
