@@ -664,7 +664,7 @@ def loopwise_process(*arguments, **options):
 
     command = [sys.executable, "-m", "loopwise", *map(str, arguments)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(command, text=True, preexec_fn=heed_interrupts, **pipes, **options)
+    return subprocess.Popen(command, text=True, preexec_fn=heed_interrupts, **pipes, **options)  # noqa: PLW1509 - no threads here
 
 
 def test_a_mistake_is_one_line_of_a_process_too(tmp_path):
