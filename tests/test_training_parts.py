@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
+from judging import judged
 from loopwise.config import from_json, to_json
 from loopwise.data.stream import Stream
 from loopwise.errors import ConfigError, DataError, TrainingError
@@ -380,7 +381,7 @@ def test_halting():
 
 def test_halting_loss_is_a_cross_entropy_summed():
     """-log sigmoid(q) of a right answer, -log(1 - sigmoid(q)) of a wrong one, summed over the slots."""
-    loss = Correctness(HaltingConfig()).loss(prediction([2.0, -1.0, 0.0]), torch.tensor([True, False, True]))
+    loss = Correctness(HaltingConfig()).loss(judged(prediction([2.0, -1.0, 0.0]), torch.tensor([True, False, True])))
     assert loss.item() == pytest.approx(math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log(2), rel=1e-6)
 
 
@@ -635,7 +636,7 @@ def test_flops_are_two_for_each_multiply_add(core):
     solving = T * (n + 1) * layers * (linear + mixing) + heads
     backward = 2 * ((n + 1) * layers * (linear + mixing) + heads)
     assert model.training
-    assert count_flops(model, LastCycle(), L) == (2 * solving, 2 * (solving + backward))
+    assert count_flops(model, LastCycle(), Correctness(), L) == (2 * solving, 2 * (solving + backward))
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -20,13 +20,13 @@ import torch
 import loopwise
 from loopwise.config import from_json, to_json
 from loopwise.errors import CheckpointError, ConfigError, LoopwiseError
-from loopwise.reasoners.base import GradientPolicy, Reasoner
-from loopwise.reasoners.halting import HaltingPolicy
+from loopwise.reasoners.base import GradientPolicy, Reasoner, State
+from loopwise.reasoners.halting import Advance, HaltingPolicy
 from loopwise.registry import resolve
 from loopwise.runtime import DTYPES, dtype_name
 from loopwise.storage import json_digest, read_json, read_tensors, write_json, write_tensors
 from loopwise.tasks.base import Task
-from loopwise.types import Json
+from loopwise.types import Batch, Json
 
 __all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "load_model", "read_model", "save_weights", "write_config"]
 
@@ -41,8 +41,12 @@ class Model:
 
     task: Task[Any]
     reasoner: Reasoner[Any]
-    gradient: GradientPolicy
+    gradient: GradientPolicy[Any]
     halting: HaltingPolicy[Any]
+
+    def step(self, state: State, batch: Batch) -> Advance:
+        """One supervision step."""
+        return self.halting.step(self.reasoner, state, batch, self.gradient)
 
 
 def write_config(folder: Path, model: Model, training: dict[str, Json]) -> None:
@@ -54,7 +58,7 @@ def write_config(folder: Path, model: Model, training: dict[str, Json]) -> None:
             "loopwise": loopwise.__version__,
             "task": {**_plugin(model.task), "metadata": model.task.metadata()},
             "reasoner": {**_plugin(model.reasoner), "dtype": dtype_name(model.reasoner.dtype)},
-            "gradient": {"name": _name(model.gradient)},
+            "gradient": _plugin(model.gradient),
             "halting": _plugin(model.halting),
             "training": training,
         },
@@ -94,8 +98,10 @@ def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
         task = task_class.restore(task_config, data["task"]["metadata"])
         reasoner_config = from_json(reasoner_class.Config, data["reasoner"]["config"], "reasoner")
         reasoner = reasoner_class(reasoner_config, task.spec, DTYPES[data["reasoner"]["dtype"]])
+        # The first format had no options of gradient policies.
+        gradient = gradient_class(from_json(gradient_class.Config, data["gradient"].get("config", {}), "gradient"))
         halting = halting_class(from_json(halting_class.Config, data["halting"]["config"], "halting"))
-        return Model(task=task, reasoner=reasoner, gradient=gradient_class(), halting=halting), data["training"]
+        return Model(task=task, reasoner=reasoner, gradient=gradient, halting=halting), data["training"]
     except ConfigError as error:
         raise CheckpointError(f"{where} does not fit this version of loopwise: {error}") from error
     except LoopwiseError:

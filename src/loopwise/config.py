@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from loopwise.errors import ConfigError
 from loopwise.types import Json
 
-__all__ = ["check", "from_json", "to_json"]
+__all__ = ["carry_over", "check", "from_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,13 @@ def check(config: Any) -> None:
     hints = typing.get_type_hints(type(config))
     for name, value in to_json(config).items():
         _typed(hints[name], value, name)
+
+
+def carry_over(old: Any, cls: type[T]) -> T:
+    """A config of class `cls` with the values of another where both have an option of one name, type and default."""
+    defaults = {field.name: (field.type, field.default) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    same = [f.name for f in dataclasses.fields(old) if defaults.get(f.name) == (f.type, f.default)]
+    return cls(**{name: getattr(old, name) for name in same})
 
 
 def _plain(value: Any) -> Json:

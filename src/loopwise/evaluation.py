@@ -138,7 +138,7 @@ def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots:
     stopped = np.zeros(count, dtype=np.int64)
     stopped_exact = np.zeros(count, dtype=bool)
     for step in range(1, wanted[-1] + 1):
-        state, prediction = model.reasoner(state, carry.batch, model.gradient)
+        state, prediction, _ = model.step(state, carry.batch)
         answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
         right = (answers == labels) | ~asked
         exact = right.all(-1)

@@ -88,7 +88,7 @@ def _configuration(model: Model, training: dict[str, Json]) -> dict[str, Any]:
     return {
         "task": to_json(model.task.config),
         "reasoner": to_json(model.reasoner.config),
-        "gradient": model.gradient.name,
-        "halting": to_json(model.halting.config),
+        "gradient": {"name": model.gradient.name, **to_json(model.gradient.config)},
+        "halting": {"name": model.halting.name, **to_json(model.halting.config)},
         "training": training,
     }

@@ -10,8 +10,10 @@ import inspect
 import sys
 from dataclasses import replace
 
+from loopwise.config import carry_over
 from loopwise.errors import ConfigError
-from loopwise.reasoners.halting import HaltingConfig
+from loopwise.reasoners.base import GradientPolicy, Reasoner
+from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
 from loopwise.reasoners.trm import TRMConfig
 from loopwise.registry import discover, resolve, suggest
 from loopwise.runs import RunConfig
@@ -21,7 +23,7 @@ from loopwise.tasks.sorting import SortingConfig
 from loopwise.tasks.sudoku import SudokuConfig
 from loopwise.training.config import TrainingConfig
 
-__all__ = ["find", "known", "recipe_notes", "recipes", "small"]
+__all__ = ["find", "known", "recipe_notes", "recipes", "small", "with_parts"]
 
 # A TRM that two cores train in minutes. With so few positions and steps the halting head must see all of them to learn
 # when an answer is right (docs/log.md).
@@ -131,6 +133,27 @@ def recipe_notes() -> dict[str, str]:
     module = sys.modules[__name__]
     docs = {name: inspect.getdoc(getattr(module, name.replace("-", "_"))) or "" for name in recipes()}
     return {name: doc.split("\n\n")[0].replace("\n", " ") for name, doc in docs.items()}
+
+
+def with_parts(
+    config: RunConfig, *, reasoner: str | None = None, gradient: str | None = None, halting: str | None = None
+) -> RunConfig:
+    """The same run with another reasoner, under the policies of its paper, or with other policies.
+
+    Options that the old part and the new one share keep their values (`carry_over`). Raises ConfigError.
+    """
+    if reasoner is not None and reasoner != config.reasoner:
+        cls = resolve(reasoner, "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
+        options = carry_over(config.reasoner_config, cls.Config)
+        config = replace(config, reasoner=reasoner, reasoner_config=options)
+        gradient, halting = gradient or cls.default_gradient, halting or cls.default_halting
+    if gradient is not None and gradient != config.gradient:
+        policy = resolve(gradient, "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
+        config = replace(config, gradient=gradient, gradient_config=carry_over(config.gradient_config, policy.Config))
+    if halting is not None and halting != config.halting:
+        halts = resolve(halting, "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
+        config = replace(config, halting=halting, halting_config=carry_over(config.halting_config, halts.Config))
+    return config
 
 
 def known() -> list[str]:

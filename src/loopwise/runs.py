@@ -17,7 +17,7 @@ from loopwise.data.stream import Stream
 from loopwise.errors import CheckpointError, ConfigError, DataError
 from loopwise.evaluation import evaluate
 from loopwise.modelcard import model_card
-from loopwise.reasoners.base import GradientPolicy, Reasoner, ReasonerConfig
+from loopwise.reasoners.base import GradientConfig, GradientPolicy, Reasoner, ReasonerConfig
 from loopwise.reasoners.flops import count_flops
 from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
 from loopwise.registry import resolve, suggest
@@ -47,6 +47,7 @@ class RunConfig:
     reasoner: str = "trm"
     reasoner_config: ReasonerConfig
     gradient: str = "last-cycle"
+    gradient_config: GradientConfig = field(default_factory=GradientConfig)
     halting: str = "correctness"
     halting_config: HaltingConfig = field(default_factory=HaltingConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -73,7 +74,7 @@ def build(config: RunConfig) -> Model:
     return Model(
         task=task,
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),
-        gradient=gradient(),
+        gradient=gradient(config.gradient_config),
         halting=halting(config.halting_config),
     )
 
@@ -148,7 +149,7 @@ class _Run:
         data = self._read_data()
         self.validation = data["validation"]
         self.data = {s: {"puzzles": len(e.inputs), "sha256": cache.fingerprint(e)} for s, e in data.items()}
-        self.flops = count_flops(model.reasoner, model.gradient, model.task.spec.length)
+        self.flops = count_flops(model.reasoner, model.gradient, model.halting, model.task.spec.length)
         stream = Stream(
             model.task,
             data["train"],

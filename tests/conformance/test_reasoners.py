@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import loopwise.reasoners
+from judging import judged
 from loopwise.checkpoint import Model, load_model, save_weights, write_config
 from loopwise.config import from_json, to_json
 from loopwise.errors import ConfigError
@@ -87,7 +88,7 @@ def puzzles(length=SPEC.length, seed=0):
 
 def loss_of(prediction, batch, halting):
     answer, _, correct = answer_loss("softmax", prediction.logits, batch.labels)
-    return answer + halting.loss(prediction, correct)
+    return answer + halting.loss(judged(prediction, correct))
 
 
 @every_reasoner

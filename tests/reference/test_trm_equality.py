@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import trm
 from accelerate import Accelerator
 
+from judging import judged
 from loopwise.data.stream import Stream
 from loopwise.reasoners.base import GradientPolicy
 from loopwise.reasoners.gradients import LastCycle
@@ -112,7 +113,7 @@ def backward(model, twin, policy):
     batch, state = random_batch(), random_state(model)
     _, prediction = model(state, batch, policy)
     answer, _, correct = answer_loss("stablemax", prediction.logits, batch.labels)
-    loss = answer + 0.5 * Correctness(HaltingConfig()).loss(prediction, correct)
+    loss = answer + 0.5 * Correctness(HaltingConfig()).loss(judged(prediction, correct))
     # The continue logit has no part in TRM's loss; this gives it one, so that its gradient is compared too.
     (loss + prediction.continue_logits.square().sum()).backward()
     _, logits, q_halt, q_continue = twin(tuple(state), batch.inputs, batch.puzzle_ids)

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     trained = solver.trained_steps
     steps = parse_steps(args.max_steps) if args.max_steps else default_steps(trained)
     scores = evaluate(dataclasses.replace(solver.model, task=changed), data, steps, args.slots)
-    flops = count_flops(solver.reasoner, solver.model.gradient, data.inputs.shape[1]).solving
+    flops = count_flops(solver.reasoner, solver.model.gradient, solver.model.halting, data.inputs.shape[1]).solving
     record = {
         "checkpoint": checkpoint,
         "task": task.name,

@@ -13,9 +13,7 @@ from rich.console import Console
 
 from loopwise.cli.parsing import arguments_class, parse, parse_duration, take_option, take_positional
 from loopwise.errors import ConfigError
-from loopwise.reasoners.base import Reasoner
-from loopwise.recipes import find, known
-from loopwise.registry import resolve
+from loopwise.recipes import find, known, with_parts
 from loopwise.runs import Outcome, RunConfig, resume_run, resume_training_config, start_run
 from loopwise.training.reporting import clock
 
@@ -27,6 +25,8 @@ TASK is a task (`loopwise tasks` lists them), a recipe, or `module:Class` of you
 
   loopwise train sudoku-6x6 --out runs/six --time-limit 5m
   loopwise train sorting --task.n 24 --training.lr 5e-4
+  loopwise train sorting --reasoner hrm --halting q-learning
+  loopwise train sorting --reasoner looped --gradient last-updates --gradient.k 3
   loopwise train table --task.file additions.jsonl --out runs/additions
   loopwise train --resume runs/six --time-limit 10m
 """
@@ -53,10 +53,7 @@ def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
     if name is None and not {"-h", "--help"} & set(rest):
         raise ConfigError(f"say what to train: loopwise train TASK; known: {', '.join(known())}")
     config = find(name or known()[0])
-    reasoner, rest = take_option(rest, "--reasoner")
-    if reasoner is not None and reasoner != config.reasoner:
-        reasoner_class = resolve(reasoner, "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
-        config = dataclasses.replace(config, reasoner=reasoner, reasoner_config=reasoner_class.Config())
+    config, rest = _choose(config, rest)
     cls = arguments_class(
         "Train",
         out=(str, "", "folder for the run; default runs/TASK-DATE-TIME"),
@@ -64,6 +61,7 @@ def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
         tracker=(str, "tensorboard", TRACKER),
         task=(type(config.task_config), config.task_config, ""),
         reasoner=(type(config.reasoner_config), config.reasoner_config, ""),
+        gradient=(type(config.gradient_config), config.gradient_config, ""),
         halting=(type(config.halting_config), config.halting_config, ""),
         training=(type(config.training), config.training, ""),
     )
@@ -72,6 +70,7 @@ def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
         config,
         task_config=args.task,
         reasoner_config=args.reasoner,
+        gradient_config=args.gradient,
         halting_config=args.halting,
         training=args.training,
     )
@@ -79,6 +78,17 @@ def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
         raise ConfigError("several processes need a common folder: name it with --out DIR")
     folder = Path(args.out or _default_folder(config))
     return folder, start_run(config, folder, _limit(args.time_limit), args.tracker)
+
+
+def _choose(config: RunConfig, arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """(the configuration with the reasoner and the policies that are named, the other arguments).
+
+    What the old and the new have in common, such as the hidden size, keeps the recipe's value.
+    """
+    reasoner, rest = take_option(arguments, "--reasoner")
+    gradient, rest = take_option(rest, "--gradient")
+    halting, rest = take_option(rest, "--halting")
+    return with_parts(config, reasoner=reasoner, gradient=gradient, halting=halting), rest
 
 
 def _resume(folder: Path, arguments: Sequence[str]) -> Outcome:

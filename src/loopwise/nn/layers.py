@@ -19,6 +19,7 @@ from loopwise.nn.positions import Rotation, rotate
 __all__ = [
     "Attention",
     "AttentionBlock",
+    "GatedUnit",
     "HaltingHead",
     "Linear",
     "MixerBlock",
@@ -76,6 +77,27 @@ class HaltingHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, D] -> [B, 2] float32: halt, continue."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).float()
+
+
+class GatedUnit(nn.Module):
+    """A gated recurrent unit (arXiv 1406.1078, in the form of cuDNN, whose reset gate acts behind the product):
+
+    r, u = sigmoid(W x + V h + b);  n = tanh(W_n x + b_n + r * (V_n h + c_n));  h <- (1 - u) n + u h
+    """
+
+    def __init__(self, size: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.told = Linear(size, 3 * size, rng)
+        self.kept = Linear(size, 3 * size, rng)
+        self.told_bias = nn.Parameter(torch.zeros(3 * size))
+        self.kept_bias = nn.Parameter(torch.zeros(3 * size))
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        """x [B, D], h [B, D] -> the new h [B, D]."""
+        told = (self.told(x) + self.told_bias.to(x.dtype)).chunk(3, dim=-1)
+        kept = (self.kept(h) + self.kept_bias.to(h.dtype)).chunk(3, dim=-1)
+        reset, update = torch.sigmoid(told[0] + kept[0]), torch.sigmoid(told[1] + kept[1])
+        return torch.lerp(torch.tanh(told[2] + reset * kept[2]), h, update)
 
 
 class SwiGLU(nn.Module):

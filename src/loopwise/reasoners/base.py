@@ -9,14 +9,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, final
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from loopwise.config import check
 from loopwise.types import Batch, Prediction, TaskSpec
 
-__all__ = ["GradientPolicy", "Reasoner", "ReasonerConfig", "Recursion", "State", "Update", "detach", "where_rows"]
+__all__ = [
+    "GradientConfig",
+    "GradientPolicy",
+    "Reasoner",
+    "ReasonerConfig",
+    "Recursion",
+    "State",
+    "Update",
+    "detach",
+    "where_rows",
+]
 
 State: TypeAlias = Any
 """The memory of a reasoner: a NamedTuple of tensors, each with the slot as its first axis."""
@@ -32,10 +43,28 @@ class Recursion(NamedTuple):
     num_cycles: int
 
 
-class GradientPolicy(ABC):
+@dataclass(frozen=True, kw_only=True)
+class GradientConfig:
+    """Base of the options of a gradient policy."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        check(self)
+
+
+G = TypeVar("G", bound=GradientConfig)
+
+
+class GradientPolicy(ABC, Generic[G]):
     """Runs a recursion and decides through which of its updates the gradient flows."""
 
     name: ClassVar[str]
+    """What the policy is called on the command line."""
+    Config: ClassVar[type[GradientConfig]] = GradientConfig
+    """The policy's own options."""
+
+    def __init__(self, config: G | None = None) -> None:
+        self.config = cast(G, config or self.Config())
 
     @abstractmethod
     def __call__(self, recursion: Recursion, state: State) -> State:
@@ -57,6 +86,10 @@ class Reasoner(nn.Module, ABC, Generic[C]):
     """What the reasoner is called on the command line."""
     Config: ClassVar[type[ReasonerConfig]]
     """The reasoner's own options."""
+    default_gradient: ClassVar[str] = "last-cycle"
+    """The gradient policy of its paper; any other can be chosen."""
+    default_halting: ClassVar[str] = "correctness"
+    """The halting policy of its paper; any other can be chosen."""
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -92,7 +125,7 @@ class Reasoner(nn.Module, ABC, Generic[C]):
         """The puzzle embeddings, which have an optimizer of their own and no part in the moving average."""
         return None
 
-    def forward(self, state: State, batch: Batch, gradient: GradientPolicy) -> tuple[State, Prediction]:
+    def forward(self, state: State, batch: Batch, gradient: GradientPolicy[Any]) -> tuple[State, Prediction]:
         """One supervision step. The state comes back detached; the prediction carries the gradient."""
         state = gradient(self.recursion(self.encode(batch)), state)
         return detach(state), self.readout(state)

@@ -256,7 +256,7 @@ class Solver:
 
     @torch.inference_mode()
     def _advance(self, carry: Carry) -> tuple[Carry, Prediction]:
-        state, prediction = self.reasoner(carry.state, carry.batch, self.model.gradient)
+        state, prediction, _ = self.model.step(carry.state, carry.batch)
         return Carry(state, carry.steps + 1, carry.halted, carry.batch), prediction
 
 

@@ -16,9 +16,9 @@ from torch.optim import Optimizer
 
 from loopwise.data.stream import Stream
 from loopwise.errors import TrainingError
-from loopwise.reasoners.base import GradientPolicy, Reasoner
+from loopwise.reasoners.base import GradientPolicy, Reasoner, State
 from loopwise.reasoners.carry import Carry, empty_carry, refill
-from loopwise.reasoners.halting import HaltingPolicy
+from loopwise.reasoners.halting import HaltingPolicy, Judged
 from loopwise.runtime import generator
 from loopwise.training.config import TrainingConfig
 from loopwise.training.ema import MovingAverage
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(
         self,
         reasoner: Reasoner[Any],
-        gradient: GradientPolicy,
+        gradient: GradientPolicy[Any],
         halting: HaltingPolicy[Any],
         stream: Stream,
         config: TrainingConfig,
@@ -78,9 +78,19 @@ class Trainer:
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
         self.carry = refill(self.reasoner, self.carry, self._incoming(), self.carry.halted)
-        state, prediction = self.reasoner(self.carry.state, self.carry.batch, self.gradient)
-        answer, right, correct = answer_loss(self.config.loss, prediction.logits, self.carry.batch.labels)
-        halting = self.halting.loss(prediction, correct)
+        carry = self.carry
+        state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
+        answer, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
+        halting = self.halting.loss(
+            Judged(
+                prediction=prediction,
+                ponder=ponder,
+                correct=correct,
+                steps=carry.steps + 1,
+                following=lambda: self._following(state),
+                training_step=self.step,
+            )
+        )
         loss = answer + self.halting.config.weight * halting
         (loss / self.config.batch_size).backward()
         self._sum_gradients()
@@ -88,6 +98,11 @@ class Trainer:
         lr = self._update()
         self.carry = self._advance(state, prediction)
         return self._metrics(prediction, right, correct, (loss, answer, halting), lr)
+
+    @torch.no_grad()
+    def _following(self, state: State) -> Prediction:
+        """What the next step would predict, from the state that this one came to."""
+        return self.halting.step(self.reasoner, state, self.carry.batch, self.gradient).prediction
 
     def _incoming(self) -> Batch:
         """A fresh puzzle for each free slot; the rows of the others are whatever stands there."""

@@ -1,0 +1,86 @@
+"""The network that most families apply again and again: a stack of post-norm blocks of attention or token mixing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from loopwise.errors import ConfigError
+from loopwise.nn.layers import Attention, AttentionBlock, MixerBlock, SwiGLU, swiglu_width
+from loopwise.nn.positions import Rotation, rotary
+from loopwise.reasoners.embedded import EmbeddedConfig
+
+__all__ = ["NORM_EPS", "Network", "NetworkConfig"]
+
+NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(EmbeddedConfig):
+    """Options of reasoners whose updates apply a `Network`."""
+
+    core: Literal["attention", "mlp"] = "attention"
+    """How positions exchange information: attention, or a SwiGLU over positions (bound to one length)."""
+    num_heads: int = 8
+    """Attention heads."""
+    expansion: float = 4.0
+    """Width of the SwiGLU, in units of what it works on, before the usual factor 2/3."""
+    width_multiple: int = 256
+    """SwiGLU widths are rounded up to a multiple of this."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        super().__post_init__()
+        self.at_least_one("num_heads", "width_multiple")
+        if self.expansion <= 0:
+            raise ConfigError(f"expansion must be more than 0, not {self.expansion}")
+        if self.core == "attention" and self.hidden_size % self.num_heads:
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.core == "attention" and self.positions == "rotary" and (self.hidden_size // self.num_heads) % 2:
+            raise ConfigError("rotary positions need an even hidden_size / num_heads")
+
+    @property
+    def bound_to_length(self) -> bool:
+        """Whether the weights serve puzzles of one length only."""
+        return self.core == "mlp" or self.positions == "learned"
+
+    def at_least_one(self, *names: str) -> None:
+        """Raise ConfigError where one of the named options is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@final
+class Network(nn.Module):
+    """`num_layers` blocks, [B, S, D] -> [B, S, D]."""
+
+    def __init__(self, config: NetworkConfig, num_layers: int, length: int, rng: torch.Generator) -> None:
+        super().__init__()
+        c = config
+        self.config = config
+
+        def swiglu(size: int) -> SwiGLU:
+            return SwiGLU(size, swiglu_width(size, c.expansion, c.width_multiple), rng)
+
+        def block() -> AttentionBlock | MixerBlock:
+            if c.core == "mlp":
+                return MixerBlock(swiglu(length), swiglu(c.hidden_size), NORM_EPS)
+            return AttentionBlock(Attention(c.hidden_size, c.num_heads, rng), swiglu(c.hidden_size), NORM_EPS)
+
+        self.blocks = nn.ModuleList(block() for _ in range(num_layers))
+
+    def rotation(self, x: Tensor) -> Rotation | None:
+        """The rotation of the positions of x [B, S, D], if the attention core uses one."""
+        if self.config.core == "mlp" or self.config.positions != "rotary":
+            return None
+        return rotary(x.shape[1], self.config.hidden_size // self.config.num_heads, x.device)
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]."""
+        for block in self.blocks:
+            x = block(x, rotation)
+        return x
