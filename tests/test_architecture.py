@@ -26,9 +26,10 @@ LAYERS = (
     ("reasoners",),
     ("checkpoint",),
     ("training", "solving"),
-    ("evaluation", "modelcard", "models"),
+    ("evaluation", "export", "modelcard", "models", "plots", "published"),
     ("runs",),
     ("recipes",),
+    ("comparison", "results"),
     ("cli",),
     ("__main__",),
 )
@@ -190,8 +191,17 @@ def test_no_task_is_named_outside_its_own_files():
 def test_nothing_is_asked_by_hasattr_and_nothing_is_pickled():
     """No duck is asked whether it quacks; no file that is read can run code."""
     wrong = []
+    # Other programs' checkpoints are pickles. They are read in one place, as data alone.
+    reader = "published/layout.py"
+    harmless = {
+        (reader, node.lineno)
+        for node in ast.walk(TREES[reader])
+        if isinstance(node, ast.Call) and any(ast.unparse(k) == "weights_only=True" for k in node.keywords)
+    }
     for module, tree in TREES.items():
         for name, line in called(tree):
+            if (module, line) in harmless:
+                continue
             if name in {"hasattr", "torch.load", "torch.save", "eval", "exec"} or "pickle" in name:
                 wrong.append(f"{module}:{line} calls {name}")
         for node in ast.walk(tree):

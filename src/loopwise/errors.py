@@ -6,6 +6,7 @@
     ├── DataError            a data file is missing, empty, malformed or too small
     ├── CheckpointError      a checkpoint is missing, damaged or of a foreign format
     ├── StorageError         the disk refused a write; what was there before is intact
+    ├── ExportError          the exported graphs do not compute what the model does; nothing was written
     └── TrainingError        training cannot go on (not-a-number, diverged); the last good state is kept
 
 A message says what is wrong and what to do about it, in one line.
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExportError",
     "LoopwiseError",
     "PuzzleError",
     "StorageError",
@@ -50,3 +52,7 @@ class StorageError(LoopwiseError):
 
 class TrainingError(LoopwiseError):
     """Training cannot go on; the last good state is kept."""
+
+
+class ExportError(LoopwiseError):
+    """The exported graphs do not compute what the model does; nothing was written."""

@@ -72,6 +72,11 @@ def sorting() -> RunConfig:
     )
 
 
+def sorting_10() -> RunConfig:
+    """Sort rows of up to 10 numbers: a size for comparisons, a few minutes on one core."""
+    return replace(sorting(), task_config=SortingConfig(n=10), training=replace(MINUTES, steps=4000, eval_every=500))
+
+
 def rolling_sum() -> RunConfig:
     """Running parity of rows of up to 32 bits: each answer needs the one before it."""
     return RunConfig(
@@ -81,6 +86,11 @@ def rolling_sum() -> RunConfig:
         halting_config=HaltingConfig(max_steps=8, exploration=0.5),
         training=replace(MINUTES, steps=2000),
     )
+
+
+def rolling_sum_16() -> RunConfig:
+    """Running parity of rows of up to 16 bits: a size for comparisons, a few minutes on one core."""
+    return replace(rolling_sum(), task_config=RollingSumConfig(length=16))
 
 
 def sudoku_6x6() -> RunConfig:
@@ -111,6 +121,12 @@ def sudoku_extreme_mlp() -> RunConfig:
 def sudoku_extreme_attention() -> RunConfig:
     """TRM with attention on 9x9 Sudoku as published: 6.8 million parameters; 74.7 % on Sudoku-Extreme (paper)."""
     return _published(TRMConfig())
+
+
+def sudoku_extreme_hrm() -> RunConfig:
+    """HRM on 9x9 Sudoku as published: 27.3 million parameters; 55.0 % on Sudoku-Extreme (paper)."""
+    run = with_parts(_published(TRMConfig()), reasoner="hrm")
+    return replace(run, training=replace(run.training, steps=26_041, ema=0.0, eval_every=2000))
 
 
 def _published(reasoner: TRMConfig) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The command line: loopwise train | solve | eval | tasks | models | doctor | data.
+"""The command line: loopwise train | solve | eval | tasks | models | data | import | export | doctor.
 
 Every command is a module of this package with a function `main(arguments) -> exit code`. A mistake of the user's is one
 line on the standard error and exit code 2; no traceback reaches a user.
@@ -19,12 +19,19 @@ __all__ = ["main"]
 COMMANDS = {
     "train": "train a reasoner on a task",
     "solve": "solve puzzles with a trained model",
+    "trace": "watch a model think, in numbers and as a plot",
     "eval": "measure a trained model on held-out puzzles",
+    "compare": "train families side by side and write a table",
     "tasks": "list the tasks and the recipes",
     "models": "list the trained models that come with loopwise",
     "data": "build, inspect or fetch data",
+    "import": "convert a published HRM or TRM checkpoint",
+    "export": "write a model as ONNX, one supervision step, the loop outside",
     "doctor": "say what this machine can do",
 }
+
+MODULES = {"import": "importing", "export": "exporting"}
+"""The modules whose names are not those of their commands: `import` is a word of Python's own."""
 
 USAGE = "usage: loopwise COMMAND ...\n\n{commands}\n\n`loopwise COMMAND --help` explains a command, with examples."
 
@@ -70,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         return _complain(f"unknown command {name!r}{suggest(name, COMMANDS)}; known: {', '.join(COMMANDS)}", 2)
-    return int(importlib.import_module(f"loopwise.cli.{name}").main(rest))
+    return int(importlib.import_module(f"loopwise.cli.{MODULES.get(name, name)}").main(rest))
 
 
 def _complain(message: str, code: int) -> int:

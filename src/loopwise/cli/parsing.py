@@ -86,12 +86,15 @@ def parse_steps(text: str) -> tuple[int, ...]:
 
 def _sentence(box: str) -> str:
     """The message of one of tyro's boxes: its first section, and the first proposal if there is one."""
-    lines = [line.strip("│╭╮╰╯─ \n") if line.startswith(("│", "╭", "╰")) else line for line in box.splitlines()]
+    raws = box.splitlines()
+    if "╭" not in box:  # where the output is not in UTF-8 there is no frame: a title, and rules of hyphens
+        raws = raws[2:]
     sections: list[list[str]] = [[]]
-    for line, raw in zip(lines, box.splitlines(), strict=True):
+    for raw in raws:
         if raw.startswith(("╭", "╰")):
             continue
-        if line:
+        line = raw.strip("│─ \n")
+        if line.strip("-"):
             sections[-1].append(line)
         else:
             sections.append([])

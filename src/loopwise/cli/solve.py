@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import numpy as np
 import tyro
 from rich.console import Console
 
 import loopwise
+from loopwise.cli import puzzles as source
 from loopwise.cli.parsing import parse, take_positional
-from loopwise.data import cache
-from loopwise.errors import ConfigError, DataError, PuzzleError
+from loopwise.errors import ConfigError, PuzzleError
 from loopwise.runtime import Device
 from loopwise.solving.solver import HALT_THRESHOLD, Solution, Solver
 from loopwise.types import Json, Tokens
@@ -80,9 +79,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--max-steps must be at least 1, not {args.max_steps}")
     single = args.file == "" and puzzle != "-"
     solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device, trust=args.trust)
-    puzzles: Iterable[Json] = map(_read_line, _lines(puzzle, args.file))
+    puzzles: Iterable[Json] = map(source.read_line, source.lines(puzzle, args.file))
     if args.sample is not None:
-        puzzles = [_sample(solver, args.sample)]
+        puzzles = [source.sample(solver, args.sample)]
     if args.trace:
         return _trace(solver, puzzles, args)
     results = solver.stream(
@@ -94,14 +93,6 @@ def main(arguments: Sequence[str]) -> int:
     if single and not args.json:
         return _show(solver, next(results))
     return _write_all(solver, results, as_json=args.json)
-
-
-def _sample(solver: Solver, number: int) -> Json:
-    """A puzzle of the test split, as tokens [L]."""
-    data = cache.examples(solver.task, "test")
-    if not 0 <= number < len(data.inputs):
-        raise ConfigError(f"--sample {number} is not there: the test split has {len(data.inputs)} puzzles, from 0")
-    return np.array(data.inputs[number])
 
 
 def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_json: bool) -> int:
@@ -120,18 +111,11 @@ def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_
     return 2 if failed else 0
 
 
-def _symbols(solver: Solver, answer: Json) -> Json:
-    """The answer in the form of the puzzle; a sample came as tokens, and goes as a list of symbols."""
-    if isinstance(answer, np.ndarray):
-        return [solver.task.spec.symbols[token] for token in answer]
-    return answer
-
-
 def _record(solver: Solver, result: Solution | PuzzleError) -> dict[str, Json]:
     if isinstance(result, PuzzleError):
         return {"error": str(result)}
     return {
-        "answer": _symbols(solver, result.answer),
+        "answer": source.symbols(solver, result.answer),
         "verified": result.verified,
         "steps": result.steps,
         "stopped_by": result.stopped_by,
@@ -170,7 +154,7 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
         for number, step in enumerate(solver.trace(value, max_steps=args.max_steps or None), 1):
             verified = solver.task.verify(puzzle, step.tokens)
             if as_json:
-                answer = _symbols(solver, step.answer)
+                answer = source.symbols(solver, step.answer)
                 record: dict[str, Any] = {"puzzle": index, "step": number, "answer": answer}
                 print(
                     json.dumps({**record, "verified": verified, "halt_probability": step.halt_probability}), flush=True
@@ -188,35 +172,3 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
             if verified or (args.until_halted and step.halt_probability > args.halt_threshold):
                 break
     return 0
-
-
-def _lines(puzzle: str | None, file: str) -> Iterator[str]:
-    """The lines of the puzzle, of the file or of the standard input; empty ones are passed over."""
-    if puzzle is not None and puzzle != "-":
-        yield puzzle
-        return
-    try:
-        with open(file, encoding="utf-8-sig") if file else sys.stdin as source:
-            yield from (line.rstrip("\r\n") for line in source if line.strip())
-    except FileNotFoundError:
-        raise DataError(f"there is no file {file}; give a file of one puzzle a line") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise DataError(f"{file or 'the standard input'} cannot be read as text ({error})") from None
-
-
-def _read_line(line: str) -> Json:
-    """The puzzle of a line: the `input` of a JSON object (an error in its place if there is none), else the value."""
-    value = _read_value(line)
-    if isinstance(value, dict):
-        return value.get("input", PuzzleError('the record has no "input"; write {"input": ...}'))
-    return value
-
-
-def _read_value(text: str) -> Json:
-    """JSON where the text is a list, an object or a string in quotes, else the text itself."""
-    if text.lstrip()[:1] in {"[", "{", '"'}:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
-            return text
-    return text

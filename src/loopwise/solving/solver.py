@@ -22,8 +22,10 @@ from torch import Tensor
 
 from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights, write_config
 from loopwise.errors import CheckpointError, ConfigError, DataError, PuzzleError
+from loopwise.reasoners.base import GradientPolicy
 from loopwise.reasoners.carry import Carry, empty_carry, refill
 from loopwise.runtime import resolve_device
+from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
 
@@ -63,11 +65,13 @@ class Solution:
 
 
 class Step(NamedTuple):
-    """The proposed answer after one supervision step."""
+    """What one supervision step did, and the answer that it proposes."""
 
     answer: Json  # in the form of the puzzle
     tokens: Tokens  # [L]
     halt_probability: float
+    changed: int | None  # positions where it differs from the answer proposed before; None for the first
+    updates: tuple[Change, ...]  # the residual of every update of the state, in order
 
 
 class Solver:
@@ -145,15 +149,45 @@ class Solver:
             yield from self._solve_window(window, limit, threshold)
 
     def trace(self, puzzle: Json, *, max_steps: int | None = None) -> list[Step]:
-        """The proposed answer after each of `max_steps` steps, not stopping when the model would."""
+        """What each of `max_steps` steps does, not stopping when the model would: the proposed answer and how many of
+        its positions changed, the halting probability, and the residual of every update of the state.
+        """
         tokens = self.read(puzzle)
         carry = self._load([tokens])
-        steps = []
+        watched = Watched(self.model.gradient)
+        steps: list[Step] = []
         for _ in range(self._limit(max_steps)):
-            carry, prediction = self._advance(carry)
+            carry, prediction = self._advance(carry, watched)
             answers, probabilities = _read(prediction)
-            steps.append(Step(self._write(answers[0], puzzle), answers[0], float(probabilities[0])))
+            answer = answers[0]
+            changed = int((answer != steps[-1].tokens).sum()) if steps else None
+            written = self._write(answer, puzzle)
+            steps.append(Step(written, answer, float(probabilities[0]), changed, watched.take()))
         return steps
+
+    @torch.no_grad()
+    def predictions(self, tokens: Any, puzzle_ids: Any = None, steps: int | None = None) -> list[Prediction]:
+        """The raw prediction of each supervision step (logits [B, L, V], halting logits [B]), for who studies a model.
+
+        `tokens` [B, L] and `puzzle_ids` [B] (default: 0, the blank identity) are tensors, arrays or lists of whole
+        numbers; `steps` is as many as in training unless given. The B puzzles are one batch, whatever the slots.
+        Raises PuzzleError.
+        """
+        spec = self.reasoner.spec
+        inputs = _whole_numbers("tokens", tokens, 2, spec.vocab_size).to(self.device)
+        ids = (
+            inputs[:, 0] * 0 if puzzle_ids is None else _whole_numbers("puzzle_ids", puzzle_ids, 1, spec.num_puzzle_ids)
+        )
+        if ids.shape != inputs.shape[:1]:
+            raise PuzzleError(f"there are {len(ids)} puzzle_ids for {len(inputs)} puzzles; give one for each")
+        self._check_length(inputs.shape[1])
+        batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), ids.to(self.device))
+        state = self.reasoner.init_state(*inputs.shape)
+        found = []
+        for _ in range(self._limit(steps)):
+            state, prediction, _ = self.model.step(state, batch)
+            found.append(prediction)
+        return found
 
     def read(self, puzzle: Json) -> Tokens:
         """The tokens [L] of a puzzle. Raises PuzzleError, in one line, when the task or the model cannot take it."""
@@ -165,12 +199,15 @@ class Solver:
                 raise PuzzleError(f"tokens are an array [L] of whole numbers below {self.task.spec.vocab_size}")
         else:
             tokens = self.task.parse(puzzle)
-        if not self.reasoner.accepts(len(tokens)):
+        self._check_length(len(tokens))
+        return tokens
+
+    def _check_length(self, length: int) -> None:
+        if not self.reasoner.accepts(length):
             raise PuzzleError(
-                f"this model takes puzzles of {self.reasoner.spec.length} positions, not {len(tokens)}; "
+                f"this model takes puzzles of {self.reasoner.spec.length} positions, not {length}; "
                 "train one with attention and rotary positions for any length"
             )
-        return tokens
 
     def _limit(self, max_steps: int | None) -> int:
         limit = self.trained_steps if max_steps is None else max_steps
@@ -255,8 +292,9 @@ class Solver:
         return Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
 
     @torch.inference_mode()
-    def _advance(self, carry: Carry) -> tuple[Carry, Prediction]:
-        state, prediction, _ = self.model.step(carry.state, carry.batch)
+    def _advance(self, carry: Carry, gradient: GradientPolicy[Any] | None = None) -> tuple[Carry, Prediction]:
+        model = self.model if gradient is None else replace(self.model, gradient=gradient)
+        state, prediction, _ = model.step(carry.state, carry.batch)
         return Carry(state, carry.steps + 1, carry.halted, carry.batch), prediction
 
 
@@ -267,6 +305,19 @@ def verdict(task: Task[Any], puzzle: Tokens, answer: Tokens) -> bool | None:
     except DataError as error:
         logging.getLogger("loopwise").warning("%s; counted as undecided", error)
         return None
+
+
+def _whole_numbers(name: str, values: Any, dims: int, below: int) -> Tensor:
+    """`values` as an int64 tensor of so many axes, all from 0 to below `below`. Raises PuzzleError."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PuzzleError(f"{name} cannot be read as an array ({error})") from None
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+    if tensor.dim() != dims or tensor.numel() == 0 or not whole or tensor.min() < 0 or tensor.max() >= below:
+        axes = "[B, L]" if dims == 2 else "[B]"
+        raise PuzzleError(f"{name} are whole numbers {axes} from 0 to {below - 1}")
+    return tensor.to(torch.int64)
 
 
 def _read(prediction: Prediction) -> tuple[Tokens, Any]:

@@ -78,6 +78,7 @@ class Codec:
     kind: Kind
     values: tuple[str | int, ...]  # V of them, as the user writes them; the first, padding, is ""
     shape: tuple[int, ...]  # of the largest value: (length,), or (rows, columns) of a grid
+    num_puzzle_ids: int = 1  # more than the blank one only for a model that came with a table of them
 
     @classmethod
     def build(cls, kind: Kind, values: Iterable[Rows]) -> Codec:
@@ -97,7 +98,8 @@ class Codec:
     @cached_property
     def spec(self) -> TaskSpec:
         """What a reasoner must know."""
-        return TaskSpec(vocab_size=len(self.values), shape=self.shape, symbols=tuple(map(str, self.values)))
+        symbols = tuple(map(str, self.values))
+        return TaskSpec(vocab_size=len(symbols), shape=self.shape, symbols=symbols, num_puzzle_ids=self.num_puzzle_ids)
 
     @cached_property
     def tokens(self) -> dict[Json, int]:
@@ -228,7 +230,8 @@ class Codec:
 
     def metadata(self) -> dict[str, Json]:
         """The codec as JSON."""
-        return {"kind": self.kind, "values": list(self.values), "shape": list(self.shape)}
+        identities = {"num_puzzle_ids": self.num_puzzle_ids} if self.num_puzzle_ids > 1 else {}
+        return {"kind": self.kind, "values": list(self.values), "shape": list(self.shape), **identities}
 
     @classmethod
     def restore(cls, metadata: dict[str, Json]) -> Codec:
@@ -252,7 +255,10 @@ class Codec:
             raise ValueError(f"the shape {shown(shape)} does not fit the kind {kind}")
         if not all(type(size) is int and size > 0 for size in shape):
             raise ValueError(f"the shape {shown(shape)} must hold positive whole numbers")
-        return cls(cast(Kind, kind), tuple(values), tuple(shape))
+        identities = metadata.get("num_puzzle_ids", 1)
+        if type(identities) is not int or identities < 1:
+            raise ValueError(f"num_puzzle_ids {shown(identities)} must be a positive whole number")
+        return cls(cast(Kind, kind), tuple(values), tuple(shape), identities)
 
 
 def _like(row: list[Json], like: Json) -> list[Json]:
