@@ -18,7 +18,6 @@ __all__ = ["FixedPoint", "Method", "relative_residual", "solve"]
 Method: TypeAlias = Literal["plain", "anderson", "broyden"]
 Function: TypeAlias = Callable[[Tensor], Tensor]
 
-TINY = 1e-12
 WINDOW = 5
 """Anderson: how many of the last iterates are mixed."""
 RIDGE = 1e-6
@@ -36,7 +35,7 @@ def relative_residual(new: Tensor, old: Tensor) -> Tensor:
     """|new - old| / |new| of each row: [B, ...] -> [B] float32 or wider."""
     wide = torch.promote_types(new.dtype, torch.float32)
     a, b = new.to(wide).flatten(1), old.to(wide).flatten(1)
-    residual: Tensor = (a - b).norm(dim=-1) / (a.norm(dim=-1) + TINY)
+    residual: Tensor = (a - b).norm(dim=-1) / (a.norm(dim=-1) + torch.finfo(wide).tiny)
     return residual
 
 
@@ -80,7 +79,7 @@ class _Anderson:
         self.residuals = [*self.residuals[1 - WINDOW :], value - z]
         residuals = torch.stack(self.residuals, dim=1)  # [B, k, N]
         gram = residuals @ residuals.transpose(1, 2)
-        size = gram.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=TINY).view(-1, 1, 1)
+        size = gram.diagonal(dim1=1, dim2=2).mean(-1).clamp(min=torch.finfo(gram.dtype).tiny).view(-1, 1, 1)
         gram = gram / size + RIDGE * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         # Not `solve`, which refuses the whole batch for one row that is singular.
         weights, _ = torch.linalg.solve_ex(gram, torch.ones_like(gram[..., :1]))  # [B, k, 1]
@@ -104,7 +103,9 @@ class _Broyden:
             dz, dg = z - self.last[0], g - self.last[1]
             row = _add(-dz, dz, self.columns, self.rows)
             scale = (row * dg).sum(-1, keepdim=True)
-            column = (dz - _add(-dg, dg, self.rows, self.columns)) / torch.where(scale.abs() < TINY, torch.inf, scale)
+            still = scale.abs() < torch.finfo(scale.dtype).tiny  # a row that has arrived
+            scale = torch.where(still, torch.inf, scale)
+            column = (dz - _add(-dg, dg, self.rows, self.columns)) / scale
             self.columns, self.rows = [*self.columns, column], [*self.rows, row]
         self.last = (z, g)
         return z - _add(-g, g, self.rows, self.columns)

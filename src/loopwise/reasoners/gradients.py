@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from functools import reduce
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -151,29 +152,33 @@ class Implicit(GradientPolicy[FixedPointConfig]):
     def __call__(self, recursion: Recursion, state: State) -> State:
         """Return the state one cycle behind the point found, which is the fixed point if it was one."""
         z, function = _search(recursion, state, self.config)
-        value = function(z)
-        if not torch.is_grad_enabled() or not value.requires_grad:
-            return _unpack(value, state)
+        if not torch.is_grad_enabled():
+            return _unpack(function(z), state)
         if torch.compiler.is_compiling():
-            # A trace can hold no solve whose length depends on data, and no gradient inside of a gradient. Going on
-            # from the fixed point has the same gradient: the series of J^T, term by term.
-            carrier = value
-            for _ in range(self.config.max_cycles):
-                carrier = function(carrier)
-            return _unpack(_GradientOf.apply(carrier, value.detach()), state)  # type: ignore[no-untyped-call]
+            return _unpack(self._series(z, function), state)
         leaf = z.requires_grad_()
-        again = function(leaf)
-
-        def transposed(g: Tensor, v: Tensor) -> Tensor:
-            return v + torch.autograd.grad(again, leaf, g, retain_graph=True)[0]
+        value = function(leaf)
+        outcome = value.view_as(value)  # bears the hook, so that asking for the gradient of `value` does not call it
 
         def solve_transposed(v: Tensor) -> Tensor:
-            c = self.config
-            g = solve(lambda g: transposed(g, v), v, c.solver, c.tolerance, c.max_cycles).z
-            return transposed(g, v)
+            def transposed(g: Tensor) -> Tensor:
+                return v + torch.autograd.grad(value, leaf, g, retain_graph=True)[0]
 
-        value.register_hook(solve_transposed)  # type: ignore[no-untyped-call]
-        return _unpack(value, state)
+            c = self.config
+            return transposed(solve(transposed, v, c.solver, c.tolerance, c.max_cycles).z)
+
+        outcome.register_hook(solve_transposed)  # type: ignore[no-untyped-call]
+        return _unpack(outcome, state)
+
+    def _series(self, z: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """F(z) with the gradient of the series of J^T, `max_cycles` terms and one: that of going on from z so often.
+
+        A trace can hold no solve whose length depends on data, and no gradient inside of a gradient.
+        """
+        value = carrier = function(z)
+        for _ in range(self.config.max_cycles):
+            carrier = function(carrier)
+        return value.detach() + (carrier - carrier.detach())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +226,7 @@ def _search(recursion: Recursion, state: State, c: FixedPointConfig) -> tuple[Te
 
 def _pack(state: State) -> Tensor:
     """All tensors of a state as one vector a row, [B, N], in float32 or wider."""
-    wide = torch.promote_types(state[0].dtype, torch.float32)
+    wide = reduce(torch.promote_types, [tensor.dtype for tensor in state], torch.float32)
     return torch.cat([tensor.to(wide).flatten(1) for tensor in state], dim=1)
 
 
@@ -229,15 +234,3 @@ def _unpack(z: Tensor, like: State) -> State:
     """The state that `_pack` made a vector of."""
     parts = torch.split(z, [tensor[0].numel() for tensor in like], dim=1)
     return type(like)(*(part.view_as(old).to(old.dtype) for part, old in zip(parts, like, strict=True)))
-
-
-class _GradientOf(torch.autograd.Function):
-    """The value of one tensor with the gradient of another."""
-
-    @staticmethod
-    def forward(ctx: Any, carrier: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
