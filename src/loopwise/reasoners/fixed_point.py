@@ -67,7 +67,11 @@ class _Plain:
 
 
 class _Anderson:
-    """Anderson (1965): the affine mix of the last values whose mixed residual is the smallest."""
+    """Anderson (1965): the affine mix of the last values whose mixed residual is the smallest.
+
+    A row whose residual has grown takes a plain step instead: mixing alone was seen to wander without end on a map that
+    plain iteration solves.
+    """
 
     def __init__(self) -> None:
         self.values: list[Tensor] = []
@@ -84,8 +88,11 @@ class _Anderson:
         # Not `solve`, which refuses the whole batch for one row that is singular.
         weights, _ = torch.linalg.solve_ex(gram, torch.ones_like(gram[..., :1]))  # [B, k, 1]
         weights = weights / weights.sum(1, keepdim=True)
-        mixed: Tensor = (weights * torch.stack(self.values, dim=1)).sum(1)
-        return mixed
+        mixed = (weights * torch.stack(self.values, dim=1)).sum(1)
+        if len(self.residuals) < 2:
+            return mixed
+        grown = self.residuals[-1].norm(dim=1) > self.residuals[-2].norm(dim=1)
+        return torch.where(grown.unsqueeze(1), value, mixed)
 
 
 class _Broyden:
