@@ -79,6 +79,8 @@ def test_a_comparison_measures_at_equal_steps_and_at_equal_flops(tmp_path):
         assert page.count(f"\n| {name} |") == 2
     with pytest.raises(ConfigError, match="of another plan"):
         compare(replace(plan, shares=(1.0,)), tmp_path, said.append)
+    with pytest.raises(ConfigError, match="of another plan"):
+        compare(replace(plan, rates=(0.25,)), tmp_path, said.append)
 
 
 @pytest.mark.usefixtures("tiny")
@@ -98,8 +100,11 @@ def test_the_command_writes_the_page(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "say what to compare on"),
-        (["sorting-10", "--models", "trm,none"], "unknown contender 'none'"),
+        (["sorting-10", "--models", "trm,none"], "unknown model 'none'"),
         (["sorting-10", "--seeds", "0"], "seeds at least 1"),
+        (["sorting-10", "sorting-10"], "name each task and each model once"),
+        (["sorting-10", "--share", "nan"], "shares and rates must be more than 0"),
+        (["sudoku-extreme-hrm"], "is a recipe for hrm; name one for trm"),
         (["sorting-10", "--share", "-1"], "shares and rates must be more than 0"),
         (["sorting-10", "--share", "1,1"], "one share for all tasks, or 1, not 2"),
         (["sorting-10", "--rates", "fast"], "no list of numbers"),

@@ -209,7 +209,7 @@ def test_an_option_of_another_part_is_refused(arguments, option, capsys, tmp_pat
         (("--halting", "q-learning", "--halting.target-every", "0"), "target_every"),
         (("--halting", "act", "--halting.epsilon", "1"), "epsilon"),
         (("--reasoner", "deq", "--reasoner.damping", "0"), "damping"),
-        (("--reasoner", "trm-multi", "--reasoner.num-states", "0"), "num_states"),
+        (("--reasoner", "trm-multi", "--reasoner.num-states", "-1"), "num_states"),
         (("--gradient",), "needs a value"),
         (("--halting",), "needs a value"),
         (("--halting", "--gradient", "implicit"), "needs a value"),

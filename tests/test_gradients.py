@@ -764,3 +764,16 @@ def test_a_search_does_not_depend_on_the_scale(method):
     (large, many), (small, few) = found[1.0], found[2.0**-40]
     assert many == few < 200
     torch.testing.assert_close(small.z * 2.0**40, large.z)
+
+
+@every_method
+def test_a_backward_solve_without_solution_stays_bounded(method):
+    """Where I - J^T has no bounded inverse (an eigenvalue of 1), what comes back is no worse than where it began, in
+    units of v: running away is not taken for arriving.
+    """
+    matrix = torch.diag(torch.tensor([1.0, 0.5, -0.9, 0.99, 1.3]))
+    v = torch.tensor([[1.0, 2.0, -1.0, 0.5, 1.0]])
+    found = solve(lambda g: v + g @ matrix, v, method, 1e-6, 60, v.norm(dim=1))
+    start = (v @ matrix).norm() / v.norm()
+    assert found.residual <= start
+    torch.testing.assert_close((v + found.z @ matrix - found.z).norm() / v.norm(), found.residual[0])

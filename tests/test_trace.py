@@ -16,8 +16,9 @@ from loopwise.plots import draw_trace
 from loopwise.reasoners.base import GradientPolicy, Reasoner, detach
 from loopwise.reasoners.deq import DEQ, DEQConfig
 from loopwise.reasoners.fixed_point import relative_residual
-from loopwise.reasoners.gradients import FixedPointConfig, Implicit
-from loopwise.reasoners.halting import Correctness
+from loopwise.reasoners.gradients import FixedPointConfig, FullBPTT, Implicit
+from loopwise.reasoners.halting import AdaptiveComputationTime, Correctness
+from loopwise.reasoners.looped import Looped, LoopedConfig
 from loopwise.registry import discover
 from loopwise.solving.solver import Solver
 from loopwise.tasks.sorting import Sorting, SortingConfig
@@ -74,6 +75,21 @@ def test_residuals_are_those_of_the_states(sorter):
                 expected.append((update.__name__, pytest.approx(residual, rel=1e-4)))
                 state = detach(new)
             assert list(step.updates) == expected
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+def test_a_trace_shows_the_work_on_its_own_puzzle(slots):
+    """A ponder ends for the traced puzzle when its own halting says so, however many slots there are."""
+    reasoner = Looped(LoopedConfig(**SIZES, cycles=2), TASK.spec)
+    with torch.no_grad():
+        reasoner.halt.weight.copy_(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
+        reasoner.halt.bias.fill_(-0.5)
+    model = Model(task=TASK, reasoner=reasoner, gradient=FullBPTT(), halting=AdaptiveComputationTime())
+    solver = Solver(model, slots=slots)
+    tokens = torch.as_tensor(solver.read(PUZZLE)).long().unsqueeze(0)
+    alone = model.step(reasoner.init_state(1, 6), Batch(tokens, tokens, tokens[:, 0] * 0))
+    steps = solver.trace(PUZZLE, max_steps=1)
+    assert len(steps[0].updates) == 2 * int(alone.ponder.item())
 
 
 def test_changed_counts_positions_of_the_answer(trained):

@@ -10,6 +10,7 @@ its own of half as many steps. Every finished run is a JSON file, so a compariso
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from loopwise.checkpoint import Model
+from loopwise.config import to_json
 from loopwise.data import cache
 from loopwise.data.stream import Stream
 from loopwise.errors import ConfigError
@@ -29,7 +31,7 @@ from loopwise.evaluation import evaluate
 from loopwise.reasoners.carry import empty_carry, refill
 from loopwise.recipes import find, with_parts
 from loopwise.runs import RunConfig, build
-from loopwise.storage import read_json, write_json
+from loopwise.storage import json_digest, read_json, write_json
 from loopwise.training.trainer import Trainer
 from loopwise.types import Batch, Examples, Json
 
@@ -83,12 +85,17 @@ class Plan:
         """Refuse what makes no sense."""
         for name in self.contenders:
             if name not in CONTENDERS:
-                raise ConfigError(f"unknown contender {name!r}; known: {', '.join(CONTENDERS)}")
+                raise ConfigError(f"unknown model {name!r}; known: {', '.join(CONTENDERS)}")
         if not self.tasks or not self.contenders:
             raise ConfigError("name at least one task, and at least one contender")
+        if len(set(self.tasks)) < len(self.tasks) or len(set(self.contenders)) < len(self.contenders):
+            raise ConfigError("name each task and each model once")
+        for task in self.tasks:
+            if find(task).reasoner != "trm":
+                raise ConfigError(f"{task} is a recipe for {find(task).reasoner}; name one for trm")
         if len(self.shares) not in {1, len(self.tasks)}:
             raise ConfigError(f"give one share for all tasks, or {len(self.tasks)}, not {len(self.shares)}")
-        if min(self.shares) <= 0 or self.seeds < 1 or not self.rates or min(self.rates) <= 0:
+        if not all(0 < number < math.inf for number in (*self.shares, *self.rates)) or self.seeds < 1 or not self.rates:
             raise ConfigError("shares and rates must be more than 0, and seeds at least 1")
 
 
@@ -106,7 +113,9 @@ def contender_run(task: str, name: str) -> RunConfig:
     )
     if contender.one_step:
         run = replace(run, halting_config=replace(run.halting_config, max_steps=1))
-    training = replace(run.training, lr_end=1.0, ema=max(run.training.ema, 0.99), stop_at=1.1)
+    training = replace(
+        run.training, lr_end=1.0, ema=max(run.training.ema, 0.99), stop_at=1.1, device="cpu", dtype="float32"
+    )
     return replace(_fit(run, _parameters(recipe)), training=training)
 
 
@@ -162,12 +171,17 @@ class _Place:
     steps: int
     say: Callable[[str], None]
 
-    def read(self, file: Path) -> dict[str, Json]:
+    def identity(self, run: RunConfig) -> dict[str, Json]:
+        """What tells a run from others: its steps, and a digest of all its options."""
+        configs = (run.task_config, run.reasoner_config, run.gradient_config, run.halting_config, run.training)
+        names = [run.task, run.reasoner, run.gradient, run.halting]
+        return {"steps": self.steps, "options": json_digest({"names": names, "configs": [*map(to_json, configs)]})}
+
+    def read(self, file: Path, run: RunConfig) -> dict[str, Json]:
         """A finished run. Raises ConfigError where it is of another plan."""
         record: dict[str, Json] = read_json(file)
-        if record["steps"] != self.steps:
-            was = record["steps"]
-            raise ConfigError(f"{file} is of another plan ({was} steps, not {self.steps}); choose another --out")
+        if any(record.get(key) != value for key, value in self.identity(run).items()):
+            raise ConfigError(f"{file} is of another plan, with other steps or options; choose another --out")
         return record
 
 
@@ -182,12 +196,13 @@ def _choose_rate(place: _Place, run: RunConfig, rates: tuple[float, ...]) -> flo
         return rates[0]
     scores = {}
     for rate in rates:
+        trial = _seeded(run, 1000, rate)
         file = place.folder / f"{place.contender}-rate-{rate:g}.json"
         if not file.exists():
-            arena = _Arena(_seeded(run, 1000, rate))
+            arena = _Arena(trial)
             arena.train(place.steps // 2, 0.0)
-            write_json(file, {"steps": place.steps, **arena.scores("validation")})
-        record = place.read(file)
+            write_json(file, {**place.identity(trial), **arena.scores("validation")})
+        record = place.read(file, trial)
         scores[rate] = (record["exact"], record["tokens"])
         place.say(f"{place.task} {place.contender}: rate {rate:g}, validation {100 * record['exact']:.1f} %")
     return max(rates, key=lambda rate: scores[rate])
@@ -216,11 +231,11 @@ def _measured(place: _Place, run: RunConfig, budget: float) -> dict[str, Json]:
                 "hidden_size": getattr(run.reasoner_config, "hidden_size", None),
                 "lr": run.training.lr,
                 "seed": run.training.seed,
-                "steps": place.steps,
+                **place.identity(run),
                 **points,
             },
         )
-    record = place.read(file)
+    record = place.read(file, run)
     exact = [100 * record[point]["exact"] for point in ("at_steps", "at_flops")]
     place.say(
         f"{place.task} {place.contender}, seed {record['seed']}: "

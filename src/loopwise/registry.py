@@ -13,6 +13,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Iterable
 from typing import TypeVar
@@ -63,7 +64,7 @@ def resolve(name: str, package: str, base: type[T]) -> type[T]:
         return cls
     known = discover(package, base)
     if name not in known:
-        kind = base.__name__.lower()
+        kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", base.__name__).lower()
         raise ConfigError(f"unknown {kind} {name!r}{suggest(name, known)}; known: {', '.join(known)}")
     return known[name]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
@@ -162,6 +163,8 @@ class _Run:
         self.trainer = Trainer(model.reasoner, model.gradient, model.halting, stream, training, self.accelerator)
         self.compiled = training.compile and has_compiler()
         if self.compiled:
+            # The implicit gradient goes through a network many times, which a donated buffer does not outlive.
+            torch._functorch.config.donated_buffer = False
             for network in model.reasoner.networks():
                 network.compile()
 

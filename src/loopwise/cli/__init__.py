@@ -1,4 +1,4 @@
-"""The command line: loopwise train | solve | eval | tasks | models | data | import | export | doctor.
+"""The command line: loopwise train | solve | trace | eval | compare | tasks | models | data | import | export | doctor.
 
 Every command is a module of this package with a function `main(arguments) -> exit code`. A mistake of the user's is one
 line on the standard error and exit code 2; no traceback reaches a user.

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("say what to compare on: loopwise compare RECIPE ...; `loopwise tasks` lists the recipes")
     plan = Plan(
         tasks=tuple(tasks),
-        contenders=tuple(args.models.split(",")),
+        contenders=tuple(name.strip() for name in args.models.split(",") if name.strip()),
         seeds=args.seeds,
         shares=_numbers("share", args.share),
         rates=_numbers("rates", args.rates),

@@ -12,6 +12,7 @@ import tyro
 from loopwise.cli.parsing import parse, take_positional
 from loopwise.errors import ConfigError
 from loopwise.published.convert import Imported, ImportOptions, import_checkpoint
+from loopwise.tasks.table import Table
 
 __all__ = ["main"]
 
@@ -64,4 +65,5 @@ def _tell(imported: Imported, out: str) -> None:
         f"parity with a plain forward pass on the file's tensors, {found.puzzles} random puzzles, {found.steps} steps: "
         f"logits differ by {found.logits:.3g} at most, halting values by {found.values:.3g}"
     )
-    print(f"written to {out}; it is as good as the options above are right: loopwise eval {out}")
+    more = " --task.file FILE" if imported.model.task.name == Table.name else ""
+    print(f"written to {out}; it is as good as the options above are right: loopwise eval {out}{more}")

@@ -42,6 +42,9 @@ TOLERANCE = 1e-3
 Both are the same float32 operations and mostly agree bit for bit on one machine; recursion amplifies what is left.
 """
 
+MAX_CELLS = 100_000
+"""Positions of a puzzle beyond which a --shape is taken for a slip."""
+
 PARITY_LENGTH = 96
 """Positions of the random puzzles, where the weights serve any length: 900 would take minutes."""
 
@@ -230,6 +233,8 @@ def _shape(text: str) -> tuple[int, ...] | None:
     if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", text):
         raise ConfigError(f"--shape {text!r} is no size of a puzzle; write a length or rows x columns, 81 or 30x30")
     shape = tuple(map(int, text.split("x")))
+    if math.prod(shape) > MAX_CELLS:
+        raise ConfigError(f"--shape {text} has more than {MAX_CELLS:,} cells; write that of the puzzles")
     if min(shape) < 1:
         raise ConfigError(f"--shape {text} has no cells; write a length or rows x columns, 81 or 30x30")
     return shape
@@ -344,7 +349,7 @@ def _card(imported: Imported) -> str:
         "",
         "```bash",
         "loopwise solve FOLDER PUZZLE",
-        "loopwise eval FOLDER",
+        f"loopwise eval FOLDER{' --task.file FILE' if isinstance(model.task, Table) else ''}",
         "```",
         "",
         "| | |",

@@ -39,8 +39,13 @@ def relative_residual(new: Tensor, old: Tensor) -> Tensor:
     return residual
 
 
-def solve(function: Function, z: Tensor, method: Method, tolerance: float, max_updates: int) -> FixedPoint:
+def solve(
+    function: Function, z: Tensor, method: Method, tolerance: float, max_updates: int, unit: Tensor | None = None
+) -> FixedPoint:
     """Search from z [B, N] with at most `max_updates` calls of `function`, at least one.
+
+    Residuals are relative to |F(z)|, or to `unit` [B] where it is given: in a linear equation with no bounded solution
+    |F(z)| grows without end, and would make a point look the better the further it has run away.
 
     Where torch.compile traces, the number of calls is `max_updates`, with the same result: a trace cannot look at data.
     """
@@ -48,7 +53,7 @@ def solve(function: Function, z: Tensor, method: Method, tolerance: float, max_u
     search = METHODS[method]()
     for i in range(max_updates):
         value = function(z)
-        residual = relative_residual(value, z)
+        residual = relative_residual(value, z) if unit is None else torch.linalg.vector_norm(value - z, dim=1) / unit
         better = residual < best.residual
         best = FixedPoint(torch.where(better.unsqueeze(1), z, best.z), torch.where(better, residual, best.residual))
         done = best.residual <= tolerance
@@ -88,7 +93,7 @@ class _Anderson:
         # Not `solve`, which refuses the whole batch for one row that is singular.
         weights, _ = torch.linalg.solve_ex(gram, torch.ones_like(gram[..., :1]))  # [B, k, 1]
         weights = weights / weights.sum(1, keepdim=True)
-        mixed = (weights * torch.stack(self.values, dim=1)).sum(1)
+        mixed: Tensor = (weights * torch.stack(self.values, dim=1)).sum(1)
         if len(self.residuals) < 2:
             return mixed
         grown = self.residuals[-1].norm(dim=1) > self.residuals[-2].norm(dim=1)

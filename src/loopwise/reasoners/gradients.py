@@ -4,7 +4,7 @@
     last-updates   through the last k updates (HRM: 2)            memory of k updates
     full-bptt      through all                                    memory of all
     checkpointed   through all, each computed a second time       memory of one update, and a state for each
-    implicit       of the fixed point itself (DEQ)                memory of one cycle
+    implicit       of the fixed point itself (DEQ)                memory of one cycle (traced: of all)
     phantom        through a few damped cycles from there         memory of these
 
 A policy sees the recursion as a value and never the reasoner, so any policy runs with any reasoner. For the last two,
@@ -63,7 +63,9 @@ class LastUpdatesConfig(GradientConfig):
     """Options of the gradient through the last updates."""
 
     k: int = 2
-    """Updates through which the gradient flows; HRM's two are the last of each of its networks."""
+    """Updates through which the gradient flows; HRM's two are the last of each of its networks. With 1, what the last
+    update does not use learns nothing: the embedding, and all of HRM's L.
+    """
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -125,7 +127,7 @@ class FixedPointConfig(GradientConfig):
     solver: Method = "anderson"
     """How it is searched for: plain iteration, Anderson mixing, or Broyden's method."""
     tolerance: float = 1e-3
-    """The relative residual |F(z) - z| / |F(z)| at which the search of a row ends."""
+    """The relative residual |F(z) - z| / |F(z)| at which the search of a row ends, if the number format resolves it."""
     max_cycles: int = 24
     """Most cycles in a search."""
 
@@ -165,7 +167,8 @@ class Implicit(GradientPolicy[FixedPointConfig]):
                 return v + torch.autograd.grad(value, leaf, g, retain_graph=True)[0]
 
             c = self.config
-            return transposed(solve(transposed, v, c.solver, c.tolerance, c.max_cycles).z)
+            unit = v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
+            return transposed(solve(transposed, v, c.solver, c.tolerance, c.max_cycles, unit).z)
 
         outcome.register_hook(solve_transposed)  # type: ignore[no-untyped-call]
         return _unpack(outcome, state)
@@ -220,8 +223,10 @@ def _search(recursion: Recursion, state: State, c: FixedPointConfig) -> tuple[Te
     def function(z: Tensor) -> Tensor:
         return _pack(_apply(recursion.cycle, _unpack(z, state)))
 
+    # Rounding alone keeps the residual of a state in bfloat16 above 2e-3.
+    tolerance = max(c.tolerance, torch.finfo(state[0].dtype).eps / 2)
     with torch.no_grad():
-        return solve(function, _pack(state), c.solver, c.tolerance, c.max_cycles).z.detach(), function
+        return solve(function, _pack(state), c.solver, tolerance, c.max_cycles).z.detach(), function
 
 
 def _pack(state: State) -> Tensor:

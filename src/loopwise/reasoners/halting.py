@@ -238,7 +238,7 @@ class AdaptiveComputationTime(HaltingPolicy[ACTConfig]):
     Config: ClassVar[type[HaltingConfig]] = ACTConfig
 
     def step(self, reasoner: Reasoner[Any], state: State, batch: Batch, gradient: GradientPolicy[Any]) -> Advance:
-        """Ponder. Rows that have halted are carried along unchanged until all have."""
+        """Ponder. Rows that have halted are computed along until all have; their means no longer change."""
         recursion = reasoner.recursion(reasoner.encode(batch))
         mean: State = None
         said: Prediction | None = None

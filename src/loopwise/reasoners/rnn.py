@@ -5,9 +5,9 @@ One update reads one position i, with what was written there before:
     h_1 <- GRU_1(x_i + y_i, h_1);   h_l <- GRU_l(h_(l-1), h_l);   y_i <- h of the last layer
 
 One pass over all S positions is a cycle; what a position needs to know of those behind it, it hears in the second. The
-register of the puzzle's identity is read last, so that the halting head, which looks there, has heard everything. Under
-`last-updates` with k this is backpropagation through time truncated to k positions. Source: the gated recurrent unit
-(arXiv 1406.1078).
+register of the puzzle's identity, where there is one, is read last, so that the halting head, which looks there, has
+heard everything. Under `last-updates` with k this is backpropagation through time truncated to k positions. Source: the
+gated recurrent unit (arXiv 1406.1078).
 """
 
 from __future__ import annotations

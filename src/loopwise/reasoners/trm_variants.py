@@ -15,6 +15,7 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from loopwise.errors import ConfigError
 from loopwise.nn.layers import truncated_normal_
 from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.embedded import EmbeddedReasoner
@@ -71,13 +72,20 @@ class SingleStateTRM(EmbeddedReasoner[TRMConfig]):
 class MultiStateTRMConfig(TRMConfig):
     """Options of TRM with several states of thought."""
 
-    num_states: int = 6
-    """k, states of thought beside the answer's; the L_cycles updates of a cycle go round them."""
+    num_states: int = 0
+    """k, states of thought beside the answer's; the L_cycles updates of a cycle go round them, so that of more than
+    L_cycles the last never change. 0 means L_cycles."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         super().__post_init__()
-        self.at_least_one("num_states")
+        if self.num_states < 0:
+            raise ConfigError(f"num_states must be at least 0, not {self.num_states}")
+
+    @property
+    def k(self) -> int:
+        """States of thought."""
+        return self.num_states or self.L_cycles
 
 
 class MultiState(NamedTuple):
@@ -98,7 +106,7 @@ class MultiStateTRM(EmbeddedReasoner[MultiStateTRMConfig]):
         """1 + k fixed random vectors and the one network."""
         c = self.config
         self.y_init = nn.Buffer(truncated_normal_(torch.empty(c.hidden_size), 1.0, rng))
-        self.z_init = nn.Buffer(truncated_normal_(torch.empty(c.num_states, c.hidden_size), 1.0, rng))
+        self.z_init = nn.Buffer(truncated_normal_(torch.empty(c.k, c.hidden_size), 1.0, rng))
         self.f = Network(c, c.num_layers, length, rng)
 
     def init_state(self, batch_size: int, length: int) -> MultiState:
@@ -121,7 +129,7 @@ class MultiStateTRM(EmbeddedReasoner[MultiStateTRMConfig]):
             told = state.z.sum(1) + x if self.config.recall else state.z.sum(1)
             return MultiState(self.f(state.y + told, rotation), state.z)
 
-        thoughts = tuple(think(i % self.config.num_states) for i in range(self.config.L_cycles))
+        thoughts = tuple(think(i % self.config.k) for i in range(self.config.L_cycles))
         return Recursion((*thoughts, answer), self.config.H_cycles)
 
     def answer(self, state: MultiState) -> Tensor:

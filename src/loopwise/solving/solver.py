@@ -153,7 +153,7 @@ class Solver:
         its positions changed, the halting probability, and the residual of every update of the state.
         """
         tokens = self.read(puzzle)
-        carry = self._load([tokens])
+        carry = self._load([tokens] * self.slots)  # all alike, so that no search or ponder goes on for another's sake
         watched = Watched(self.model.gradient)
         steps: list[Step] = []
         for _ in range(self._limit(max_steps)):
@@ -167,7 +167,7 @@ class Solver:
 
     @torch.no_grad()
     def predictions(self, tokens: Any, puzzle_ids: Any = None, steps: int | None = None) -> list[Prediction]:
-        """The raw prediction of each supervision step (logits [B, L, V], halting logits [B]), for who studies a model.
+        """The raw prediction of each supervision step: logits [B, L, V], halting logits [B], to study a model with.
 
         `tokens` [B, L] and `puzzle_ids` [B] (default: 0, the blank identity) are tensors, arrays or lists of whole
         numbers; `steps` is as many as in training unless given. The B puzzles are one batch, whatever the slots.
