@@ -12,7 +12,7 @@ __all__ = ["interval", "results_page"]
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom."""
 
-POINTS = {"at_steps": "Equal optimizer steps", "at_flops": "Equal training FLOPs"}
+POINTS = {"at_steps": "equal optimizer steps", "at_flops": "equal training FLOPs"}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -36,8 +36,8 @@ steps).
 *Exact*: every asked position right after the trained number of supervision steps; the mean over the seeds with
 Student's 95 % interval, then each seed. *First step*: the same after one supervision step. *Halted*: the answer at
 which the model stops by itself (halting probability above 0.95, at most the trained steps), and the mean of these
-steps. *MFLOPs a solved puzzle*: what the halted answers cost in all, over the number that were exactly right. Feed-
-forward and DEQ answer in one supervision step, as in their papers."""
+steps. *MFLOPs a solved puzzle*: what the halted answers cost in all, over the number that were exactly right. DEQ and
+feed-forward answer in one supervision step, as in their papers."""
 
 
 def results_page(records: Sequence[dict[str, Json]], command: str) -> str:
@@ -48,7 +48,7 @@ def results_page(records: Sequence[dict[str, Json]], command: str) -> str:
         of_task = [record for record in records if record["task"] == task]
         for point, title in POINTS.items():
             puzzles = of_task[0][point]["puzzles"]
-            lines += ["", f"## {task}: {title.lower()} ({puzzles:,} test puzzles)", "", *_table(of_task, point)]
+            lines += ["", f"## {task}: {title} ({puzzles:,} test puzzles)", "", *_table(of_task, point)]
     return "\n".join(lines) + "\n"
 
 

@@ -403,8 +403,6 @@ def assert_written_and_read(of, dtype, folder):
 
 # ---------------------------------------------------------------- compilation
 
-# torch's own tracer makes an instance of any autograd.Function that it meets, and warns that one should not.
-a_warning_of_the_tracer = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 # Policies that inherit their step are the same program: one of them is traced for all.
 STEPS = list({cls.step: name for name, cls in reversed(HALTINGS.items())}.values())
@@ -418,14 +416,12 @@ TRACED = {
 
 
 @cases(crossed(haltings=STEPS, sizes=TINY), TRACED)
-@a_warning_of_the_tracer
 def test_a_step_compiles_without_a_graph_break(of):
     """`torch.compile(fullgraph=True)` traces a step of training as a whole, and the trace computes the same bits."""
     assert_compiles(of)
 
 
 @cases(crossed(reasoners=list(REASONERS)[:1], haltings=STEPS[:1], sizes=TINY))
-@a_warning_of_the_tracer
 def test_a_step_without_gradient_compiles(of):
     """The same where no gradient is asked for, as in solving."""
     with torch.no_grad():

@@ -177,7 +177,7 @@ class QLearning(HaltingPolicy[QLearningConfig]):
     """HRM (arXiv 2506.21734, section 2): the values of halting and of going on; the greater one decides.
 
     The value of halting learns whether the answer is right. The value of going on learns the better of the two values
-    after the next step, or the value of halting there if that step would be the last; with no target network and no
+    after the next step, or that of halting there where this step is the last allowed; with no target network and no
     replay.
     """
 
