@@ -40,10 +40,10 @@ def truncated_normal_(tensor: Tensor, std: float, rng: torch.Generator | None = 
     return nn.init.trunc_normal_(tensor, std=sigma, a=-2 * sigma, b=2 * sigma, generator=rng)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, in float32, without a learned scale."""
+def rms_norm(x: Tensor, eps: float, dim: int = -1) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over one axis, in float32, without a learned scale."""
     wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + eps)).to(x.dtype)
 
 
 def swiglu_width(size: int, expansion: float, multiple: int) -> int:
@@ -62,6 +62,10 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return F.linear(x, self.weight.to(x.dtype))
+
+    def across(self, x: Tensor) -> Tensor:
+        """The same over the middle axis: [B, in, D] -> [B, out, D]."""
+        return torch.bmm(self.weight.to(x.dtype).expand(x.shape[0], -1, -1), x)
 
 
 class HaltingHead(nn.Module):
@@ -114,6 +118,11 @@ class SwiGLU(nn.Module):
         hidden: Tensor = self.down(F.silu(gate) * up)
         return hidden
 
+    def across(self, x: Tensor) -> Tensor:
+        """The same over the middle axis, [B, size, D] -> [B, size, D], without turning x around."""
+        gate, up = self.gate_up.across(x).chunk(2, dim=1)
+        return self.down.across(F.silu(gate) * up)
+
 
 class Attention(nn.Module):
     """Multi-head attention of every position to every position, optionally with rotary positions."""
@@ -154,8 +163,7 @@ class AttentionBlock(nn.Module):
 class MixerBlock(nn.Module):
     """The block without attention: a SwiGLU over the S positions of each channel, then one over the channels.
 
-    The residual and the norm of the first half are taken while transposed, so that this norm is over the positions
-    (as published). The block is bound to one length.
+    The norm of the first half is over the positions too (as published). The block is bound to one length.
     """
 
     def __init__(self, token_mlp: SwiGLU, mlp: SwiGLU, eps: float) -> None:
@@ -166,6 +174,5 @@ class MixerBlock(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """[B, S, D] -> [B, S, D]. Positions are in the weights; `rotation` is None."""
-        across = x.transpose(1, 2)
-        x = rms_norm(across + self.token_mlp(across), self.eps).transpose(1, 2)
+        x = rms_norm(x + self.token_mlp.across(x), self.eps, dim=1)
         return rms_norm(x + self.mlp(x), self.eps)
