@@ -28,7 +28,6 @@ import argparse
 import dataclasses
 import statistics
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,16 +35,13 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from loopwise import models
 from loopwise.checkpoint import Model, load_model
 from loopwise.data import cache
 from loopwise.data.stream import Stream
 from loopwise.reasoners.base import GradientPolicy, State, detach
+from loopwise.reasoners.costs import Meter, counting
 from loopwise.reasoners.fixed_point import relative_residual
 from loopwise.reasoners.gradients import (
     Checkpointed,
@@ -74,34 +70,6 @@ POLICIES: dict[str, GradientPolicy[Any]] = {
 }
 HEADER = ("policy", "cosine", "in core", "norm", "FLOPs", "kept", "peak", "residual")
 MIB = 2**20
-
-
-class Memory(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive, and the most there ever were."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function; count the storages in its result that are new."""
-        held = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if isinstance(t, Tensor)}
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in held:
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: Any) -> None:
-        if storage not in self.known:
-            self.known.add(storage)
-            self.bytes += storage.nbytes()
-            self.peak = max(self.peak, self.bytes)
-            weakref.finalize(storage, self._free, storage.nbytes())
-
-    def _free(self, size: int) -> None:
-        self.bytes -= size
 
 
 class Case(NamedTuple):
@@ -212,16 +180,16 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def flops_of(case: Case, start: Start, policy: GradientPolicy[Any]) -> int:
     """Of forward and backward; torch's counter knows attention in its plain form only."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with counting() as counter:
         gradient_of(case, start, policy)
     return int(counter.get_total_flops())
 
 
 def memory_of(case: Case, start: Start, policy: GradientPolicy[Any]) -> tuple[int, int]:
     """(bytes of tensors between the passes, most bytes in both)."""
-    with Memory() as memory:
+    with Meter() as memory:
         loss, state = loss_of(case, start, policy)
-        kept = memory.bytes
+        kept = memory.alive
         parameters = [p for p in case.model.reasoner.parameters() if p is not case.model.reasoner.puzzle_table()]
         torch.autograd.grad(loss, parameters, allow_unused=True)
     del state

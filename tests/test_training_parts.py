@@ -20,7 +20,7 @@ from loopwise.config import from_json, to_json
 from loopwise.data.stream import Stream
 from loopwise.errors import ConfigError, DataError, TrainingError
 from loopwise.reasoners.carry import empty_carry, refill
-from loopwise.reasoners.flops import count_flops
+from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.gradients import LastCycle
 from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.trm import TRM, TRMConfig

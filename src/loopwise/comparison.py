@@ -9,18 +9,15 @@ its own of half as many steps. Every finished run is a JSON file, so a compariso
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from loopwise.checkpoint import Model
 from loopwise.config import to_json
@@ -28,7 +25,7 @@ from loopwise.data import cache
 from loopwise.data.stream import Stream
 from loopwise.errors import ConfigError
 from loopwise.evaluation import evaluate
-from loopwise.reasoners.carry import empty_carry, refill
+from loopwise.reasoners.costs import counting
 from loopwise.recipes import find, with_parts
 from loopwise.runs import RunConfig, build
 from loopwise.storage import json_digest, read_json, write_json
@@ -125,8 +122,7 @@ def _parameters(run: RunConfig) -> int:
 
 def _fit(run: RunConfig, wanted: int) -> RunConfig:
     """The run with the hidden size whose number of parameters is nearest to `wanted`."""
-    own = {f.name for f in fields(run.reasoner_config)}
-    step = 2 * getattr(run.reasoner_config, "num_heads", 1) if "core" in own else 2
+    step = 2 * getattr(run.reasoner_config, "num_heads", 1)
 
     def sized(size: int) -> RunConfig:
         return replace(run, reasoner_config=replace(run.reasoner_config, **{"hidden_size": size}))
@@ -217,11 +213,13 @@ def _measured(place: _Place, run: RunConfig, budget: float) -> dict[str, Json]:
         arena.train(place.steps, budget)
         first = "at_steps" if arena.trainer.step >= place.steps else "at_flops"
         points = {first: arena.point()}
+        met = arena.trainer.step
         if first == "at_flops":
             arena.train(place.steps, 0.0)
         elif budget:
             arena.train(None, budget)
-        points["at_flops" if first == "at_steps" else "at_steps"] = arena.point()
+        second = "at_flops" if first == "at_steps" else "at_steps"
+        points[second] = points[first] if arena.trainer.step == met else arena.point()
         write_json(
             file,
             {
@@ -251,7 +249,7 @@ class _Arena:
         if run.training.threads:
             torch.set_num_threads(run.training.threads)
         self.model = build(run)
-        self.seconds = self.flops = 0.0
+        self.flops = 0.0
         accelerator = Accelerator(cpu=True)
         training = run.training
         stream = Stream(
@@ -266,7 +264,7 @@ class _Arena:
         """Train until a step number or an amount of training FLOPs is reached, whichever is given and comes first."""
         while (steps is None or self.trainer.step < steps) and not 0 < flops <= self.flops:
             if self.trainer.step % COUNT_EVERY == 0:
-                with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                with counting() as counter:
                     self.trainer.train_step()
                 self.step_flops = float(counter.get_total_flops())
             else:
@@ -275,23 +273,21 @@ class _Arena:
 
     def averaged(self) -> Model:
         """The model with the averaged weights."""
-        return replace(self.model, reasoner=copy.deepcopy(self.trainer.ema.reasoner).eval())
+        return replace(self.model, reasoner=self.trainer.ema.reasoner)
 
     def scores(self, split: Any) -> dict[str, Json]:
         """Exact accuracy and halting on a split."""
         model = self.averaged()
         data = cache.examples(model.task, split)
         result = evaluate(model, data)
-        halted, puzzles = result.halted_exact, result.puzzles
-        flops = _solving_flops(model, data)
+        puzzles = result.puzzles
         return {
             "exact": result.exact_accuracy,
             "tokens": result.token_accuracy,
             "exact_first_step": result.exact[0] / puzzles,
-            "halted_exact": halted / puzzles,
+            "halted_exact": result.halted_exact / puzzles,
             "halted_steps": result.halted_steps,
-            "flops_per_step": flops,
-            "flops_per_solved": flops * result.halted_steps * puzzles / halted if halted else None,
+            "flops_per_step": _solving_flops(model, data),
             "puzzles": puzzles,
         }
 
@@ -306,7 +302,6 @@ def _solving_flops(model: Model, data: Examples, puzzles: int = 64) -> float:
     rows = data.rows(slice(puzzles))
     inputs, labels, ids = (torch.tensor(np.array(column), dtype=torch.int64) for column in rows)
     batch = Batch(inputs, labels, ids)
-    carry = refill(model.reasoner, empty_carry(model.reasoner, batch), batch, torch.ones_like(ids, dtype=torch.bool))
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.step(carry.state, carry.batch)
+    with counting() as counter:
+        model.step(model.reasoner.init_state(*inputs.shape), batch)
     return float(counter.get_total_flops() / len(inputs))

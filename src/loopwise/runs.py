@@ -19,7 +19,7 @@ from loopwise.errors import CheckpointError, ConfigError, DataError
 from loopwise.evaluation import evaluate
 from loopwise.modelcard import model_card
 from loopwise.reasoners.base import GradientConfig, GradientPolicy, Reasoner, ReasonerConfig
-from loopwise.reasoners.flops import count_flops
+from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
 from loopwise.registry import resolve, suggest
 from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_device, resolve_dtype

@@ -11,9 +11,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 try:
     import fcntl
@@ -28,14 +27,43 @@ from torch import Tensor
 from loopwise.errors import CheckpointError, StorageError
 from loopwise.types import Json
 
-__all__ = ["json_digest", "locked", "read_json", "read_tensors", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "json_digest",
+    "locked",
+    "read_json",
+    "read_tensors",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 CHECKSUM = "sha256"
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file atomically. Raises StorageError when the disk refuses; the old file is then intact."""
+    # Always the same name, so that what a killed process left is taken away by the next save of the file.
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(scratch, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {path} ({error.strerror or error}); what was there before is intact: "
+            "free some space or choose another folder"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file atomically. Raises StorageError when the disk refuses; the old file is then intact."""
-    _write(path, lambda file: file.write(text.encode()))
+    """Replace a text file atomically, as `write_bytes` does."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: dict[str, Json]) -> None:
@@ -62,8 +90,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, Json]
     """Replace a safetensors file atomically; `notes` is JSON that travels in its header, under the same checksum."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     text = json.dumps(notes or {}, sort_keys=True)
-    data = save(tensors, {"notes": text, CHECKSUM: _tensor_digest(tensors, text)})
-    _write(path, lambda file: file.write(data))
+    write_bytes(path, save(tensors, {"notes": text, CHECKSUM: _tensor_digest(tensors, text)}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Json]]:
@@ -103,25 +130,6 @@ def locked(folder: Path, wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    # Always the same name, so that what a killed process left is taken away by the next save of the file.
-    scratch = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); what was there before is intact: "
-            "free some space or choose another folder"
-        ) from error
 
 
 def json_digest(data: dict[str, Json]) -> str:

@@ -14,7 +14,7 @@ from loopwise.cli.parsing import arguments_class, parse, parse_steps, take_posit
 from loopwise.data import cache
 from loopwise.errors import ConfigError
 from loopwise.evaluation import Scores, default_steps, evaluate, wilson
-from loopwise.reasoners.flops import count_flops
+from loopwise.reasoners.costs import count_flops
 from loopwise.types import SPLITS, Json, Split
 
 __all__ = ["main"]

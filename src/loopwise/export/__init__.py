@@ -16,7 +16,6 @@ metadata. Everything is float32. Nothing is written before onnxruntime has given
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -33,6 +32,7 @@ from loopwise.export.graphs import KEY, Tracer, silence
 from loopwise.export.parity import compare
 from loopwise.reasoners.gradients import FullBPTT
 from loopwise.solving.solver import HALT_THRESHOLD, Solver
+from loopwise.storage import write_bytes
 from loopwise.types import Json
 
 __all__ = ["Exported", "Unit", "export_onnx"]
@@ -83,8 +83,8 @@ def export_onnx(source: Model | Solver, path: str | Path, *, unit: Unit = "step"
     # One by one, the updates are those of the recursion, whatever the policy would do with them.
     difference, same = compare(tracer, data, model.gradient if unit == "step" else FullBPTT())
     if unit == "step":
-        _write(start, data["start"])
-        _write(out, data["step"])
+        write_bytes(start, data["start"])
+        write_bytes(out, data["step"])
         files: tuple[Path, ...] = (out, start)
     else:
         text = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
@@ -123,31 +123,13 @@ def _require_packages() -> None:
                 ) from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that is there whole or not at all."""
-    scratch = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(scratch, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            scratch.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); free some space or choose another --out"
-        ) from error
-
-
 def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> tuple[Path, ...]:
     """Write a folder that is there whole or not at all."""
     scratch = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         for name, data in contents.items():
-            _write(scratch / name, data)
+            write_bytes(scratch / name, data)
         os.rename(scratch, folder)
     except OSError as error:
         raise StorageError(f"cannot write {folder} ({error.strerror or error}); choose another --out") from error

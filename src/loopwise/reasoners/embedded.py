@@ -45,8 +45,7 @@ class EmbeddedConfig(ReasonerConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         check(self)
-        if self.hidden_size < 1:
-            raise ConfigError(f"hidden_size must be at least 1, not {self.hidden_size}")
+        self.at_least_one("hidden_size")
         if self.registers < 0:
             raise ConfigError(f"registers must be at least 0, not {self.registers}")
         if self.positions == "fixed" and self.hidden_size % 2:
@@ -56,6 +55,12 @@ class EmbeddedConfig(ReasonerConfig):
     def bound_to_length(self) -> bool:
         """Whether the weights serve puzzles of one length only."""
         return self.positions == "learned"
+
+    def at_least_one(self, *names: str) -> None:
+        """Raise ConfigError where one of the named options is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 C = TypeVar("C", bound=EmbeddedConfig)

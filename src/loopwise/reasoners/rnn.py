@@ -18,7 +18,6 @@ from typing import ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from loopwise.errors import ConfigError
 from loopwise.nn.layers import GatedUnit, truncated_normal_
 from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.embedded import EmbeddedConfig, EmbeddedReasoner
@@ -42,9 +41,7 @@ class RNNConfig(EmbeddedConfig):
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         super().__post_init__()
-        for name in ("num_layers", "cycles"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.at_least_one("num_layers", "cycles")
 
 
 class RNNState(NamedTuple):
