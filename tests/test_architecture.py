@@ -28,7 +28,7 @@ LAYERS = (
     ("training", "solving"),
     ("evaluation", "export", "modelcard", "models", "plots", "published"),
     ("runs",),
-    ("recipes",),
+    ("estimate", "recipes"),
     ("comparison", "results"),
     ("cli",),
     ("__main__",),

@@ -272,15 +272,15 @@ def reasoner(**options):
 def test_moving_average():
     """The average starts at the initial weights and follows e <- d e + (1 - d) p; decay 0 is the weights themselves."""
     model = reasoner()
-    average, copycat = MovingAverage(model, 0.9), MovingAverage(model, 0.0)
+    average, copycat = MovingAverage(model), MovingAverage(model)
     expected = {name: p.detach().clone() for name, p in model.named_parameters() if name != "puzzles.weight"}
     assert all(torch.equal(average.reasoner.get_parameter(name), p) for name, p in expected.items())
     for step in range(3):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(wave(p, step))
-        average.update()
-        copycat.update()
+        average.update(0.9)
+        copycat.update(0.0)
         for name, value in expected.items():
             value.mul_(0.9).add_(model.get_parameter(name).detach(), alpha=0.1)
             torch.testing.assert_close(average.reasoner.get_parameter(name).detach(), value)
@@ -293,13 +293,13 @@ def test_moving_average():
 def test_the_puzzle_table_is_shared_not_averaged():
     """The average and the original hold the same table, so that a change of it is seen by both at once."""
     model = reasoner()
-    average = MovingAverage(model, 0.9)
+    average = MovingAverage(model)
     assert average.reasoner.puzzle_table() is model.puzzle_table()
     with torch.no_grad():
         model.puzzle_table().fill_(3.0)
-    average.update()
+    average.update(0.9)
     assert (average.reasoner.puzzle_table() == 3.0).all()
-    assert MovingAverage(reasoner(registers=0), 0.9).reasoner.puzzle_table() is None
+    assert MovingAverage(reasoner(registers=0)).reasoner.puzzle_table() is None
 
 
 def batch_of(value):
@@ -561,6 +561,20 @@ def test_every_part_of_the_state_is_needed():
             assert_same(everything(resumed), later)
 
 
+def test_a_late_average_starts_from_the_weights_of_its_step():
+    """Until `ema_from` the average is the weights themselves; from then on it trails them."""
+    late = trainer(ema_from=2)
+    name = next(name for name, p in late.reasoner.named_parameters() if p is not late.reasoner.puzzle_table())
+    average, weights = late.ema.reasoner.get_parameter(name), late.reasoner.get_parameter(name)
+    for _ in range(2):
+        late.train_step()
+        assert torch.equal(average, weights)
+    before = weights.detach().clone()
+    late.train_step()
+    torch.testing.assert_close(average, 0.8 * before + 0.2 * weights)
+    assert not torch.equal(average, weights)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_touches_nothing(value):
     """TrainingError, in one line that names the step, leaves weights, moments, average and table as they were, and no
@@ -668,7 +682,7 @@ class Options:
         Options(count=-3, rate=1e-300, name="ü", on=True, kind="y"),
         Options(shape=(), pair=(0, ""), limit=4, inner=Inner(width=9)),
         TrainingConfig(),
-        TrainingConfig(lr=3e-3, optimizer="muon", compile=True),
+        TrainingConfig(lr=3e-3, optimizer="muon", compile="on"),
         TRMConfig(core="mlp", positions="fixed"),
         HaltingConfig(max_steps=3),
     ],

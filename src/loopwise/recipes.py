@@ -103,6 +103,18 @@ def sudoku_6x6() -> RunConfig:
     )
 
 
+def sudoku_6x6_adamw() -> RunConfig:
+    """The demo's puzzles with AdamW, to compare the time it takes (docs/performance.md)."""
+    recipe = sudoku_6x6()
+    return replace(recipe, training=replace(recipe.training, optimizer="adamw"))
+
+
+def sudoku_6x6_muon() -> RunConfig:
+    """The demo's puzzles with Muon for the weight matrices, to compare the time it takes (docs/performance.md)."""
+    recipe = sudoku_6x6()
+    return replace(recipe, training=replace(recipe.training, optimizer="muon", lr=2e-3))
+
+
 def sudoku() -> RunConfig:
     """9x9 Sudoku at a size for two cores; what half an hour of it reaches is in records/."""
     return RunConfig(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
@@ -19,10 +18,11 @@ from loopwise.errors import CheckpointError, ConfigError, DataError
 from loopwise.evaluation import evaluate
 from loopwise.modelcard import model_card
 from loopwise.reasoners.base import GradientConfig, GradientPolicy, Reasoner, ReasonerConfig
+from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
 from loopwise.registry import resolve, suggest
-from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_device, resolve_dtype
+from loopwise.runtime import dtype_name, matmul_flops, resolve_device, resolve_dtype
 from loopwise.storage import locked, write_text
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.training.config import TrainingConfig
@@ -36,6 +36,8 @@ __all__ = ["Outcome", "RunConfig", "build", "resume_run", "resume_training_confi
 
 STATE, LAST, CARD = "training", "last", "README.md"
 TRACKERS = ("none", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL))
+WORTH_COMPILING = 60.0
+"""Seconds that a run takes at the least above which compiling, which takes up to half of that, saves time."""
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -161,12 +163,12 @@ class _Run:
             shorten=training.shorten,
         )
         self.trainer = Trainer(model.reasoner, model.gradient, model.halting, stream, training, self.accelerator)
-        self.compiled = training.compile and has_compiler()
-        if self.compiled:
-            # The implicit gradient goes through a network many times, which a donated buffer does not outlive.
-            torch._functorch.config.donated_buffer = False
-            for network in model.reasoner.networks():
-                network.compile()
+        self.ceiling = matmul_flops(self.accelerator.device, model.reasoner.dtype) * world
+        if training.compile == "auto":
+            # Written down with the rest, so that a resumed run does the same.
+            least = training.steps * training.batch_size * self.flops.training / self.ceiling
+            self.training = replace(training, compile="on" if least > WORTH_COMPILING else "off")
+        self.not_compiled = compile_networks(model.reasoner) if self.training.compile == "on" else None
 
     def _read_data(self) -> dict[Split, Examples]:
         """The main process makes what is missing; the others then find it in the cache."""
@@ -240,7 +242,7 @@ class _Run:
             self.accelerator,
             total_steps=self.training.steps,
             flops_per_step=self.flops.training * self.training.batch_size,
-            ceiling=matmul_flops(self.accelerator.device, self.model.reasoner.dtype) * self.accelerator.num_processes,
+            ceiling=self.ceiling,
             resumed_at=self.trainer.step,
         )
 
@@ -252,6 +254,12 @@ class _Run:
             f"(+ {table:,} in the puzzle table), {self.data['train']['puzzles']:,} puzzles, "
             f"{self.training.batch_size} slots, "
             f"{self.flops.training * self.training.batch_size / 1e9:.1f} GFLOP a step, "
-            f"{self.accelerator.device.type} {dtype_name(self.model.reasoner.dtype)}"
-            + ("" if self.compiled == self.training.compile else ", not compiled: there is no C++ compiler here")
+            f"{self.accelerator.device.type} {dtype_name(self.model.reasoner.dtype)}" + self._compilation()
+        )
+
+    def _compilation(self) -> str:
+        if self.training.compile == "off":
+            return ""
+        return (
+            f", not compiled ({self.not_compiled})" if self.not_compiled else ", compiled (the first step takes longer)"
         )

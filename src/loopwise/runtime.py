@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,12 +14,15 @@ from loopwise.errors import ConfigError
 
 __all__ = [
     "DTYPES",
+    "Ceilings",
     "Device",
     "Dtype",
+    "compile_trouble",
     "dtype_name",
     "generator",
-    "has_compiler",
+    "keep_freed_memory",
     "matmul_flops",
+    "measure_ceilings",
     "resolve_device",
     "resolve_dtype",
 ]
@@ -26,6 +31,11 @@ Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+CHAIN = 200
+"""Calls in a row that are timed together."""
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def resolve_device(device: str = "auto") -> torch.device:
@@ -71,15 +81,55 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile can build kernels for the processor here."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
+def compile_trouble(device: torch.device) -> str | None:
+    """Why torch.compile cannot build kernels here, in one line; None where it can. Builds one, in seconds."""
     try:
-        get_cpp_compiler()
-    except Exception:  # inductor raises its own kinds of error, none of them public
+        torch.compile(torch.nn.functional.silu)(torch.zeros(64, device=device))
+    except Exception as error:  # compilers fail in many ways, and none of them is a reason not to train
+        return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    return None
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep what is freed for the next tensor, for the rest of this process; whether it will.
+
+    Otherwise each large tensor is fresh from the system, which hands it out page by page, zeroed: a matrix product
+    whose result is 76 MB was measured to take twice as long for it. The process keeps the most it ever needed.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc: macOS, Windows, musl
         return False
-    return True
+    no_mappings = mallopt(_M_MMAP_MAX, 0)
+    no_trimming = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(no_mappings and no_trimming and mallopt(_M_TOP_PAD, 2**26))
+
+
+class Ceilings(NamedTuple):
+    """What this machine can do at best, measured."""
+
+    flops: float  # FLOP/s of large matrix products
+    traffic: float  # bytes read and written a second by a kernel that works element by element
+    call: float  # seconds that a call of the smallest kernel takes, with its share of the backward pass
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Measure in about a second, with as many threads as torch has now."""
+    x = torch.randn(2**21, device=device).to(dtype)
+    seconds = _best(lambda: torch.nn.functional.silu(x) * x, x)
+    one = torch.ones(1, device=device, requires_grad=True)
+
+    def chain() -> None:
+        y = one
+        for _ in range(CHAIN):
+            y = y * 1.0
+        torch.autograd.grad(y, one)
+
+    return Ceilings(
+        flops=matmul_flops(device, dtype),
+        traffic=5 * x.numel() * x.element_size() / seconds,
+        call=_best(chain, x) / (2 * CHAIN),
+    )
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
@@ -88,15 +138,20 @@ def matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.2)
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
     out = a @ b
+    return 2 * size**3 / _best(lambda: torch.mm(a, b, out=out), out, seconds)
+
+
+def _best(work: Callable[[], object], tensor: Tensor, seconds: float = 0.2) -> float:
+    """Seconds of the fastest of many runs on the device of `tensor`."""
     best = float("inf")
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        _synchronize(out)
+        _synchronize(tensor)
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        _synchronize(out)
+        work()
+        _synchronize(tensor)
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return best
 
 
 def _synchronize(tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The command line: loopwise train | solve | trace | eval | compare | tasks | models | data | import | export | doctor.
+"""The command line: loopwise train | solve | trace | eval | compare | estimate | ... (`loopwise --help` lists them).
 
 Every command is a module of this package with a function `main(arguments) -> exit code`. A mistake of the user's is one
 line on the standard error and exit code 2; no traceback reaches a user.
@@ -22,6 +22,7 @@ COMMANDS = {
     "trace": "watch a model think, in numbers and as a plot",
     "eval": "measure a trained model on held-out puzzles",
     "compare": "train families side by side and write a table",
+    "estimate": "say what a run will cost: FLOPs, memory and time on this machine",
     "tasks": "list the tasks and the recipes",
     "models": "list the trained models that come with loopwise",
     "data": "build, inspect or fetch data",
@@ -77,7 +78,10 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         return _complain(f"unknown command {name!r}{suggest(name, COMMANDS)}; known: {', '.join(COMMANDS)}", 2)
-    return int(importlib.import_module(f"loopwise.cli.{MODULES.get(name, name)}").main(rest))
+    command = importlib.import_module(f"loopwise.cli.{MODULES.get(name, name)}")
+    if "torch" in sys.modules:  # this command computes
+        importlib.import_module("loopwise.runtime").keep_freed_memory()
+    return int(command.main(rest))
 
 
 def _complain(message: str, code: int) -> int:

@@ -16,7 +16,7 @@ from rich.table import Table
 import loopwise
 from loopwise.cli.parsing import arguments_class, parse
 from loopwise.data.cache import cache_folder
-from loopwise.runtime import dtype_name, has_compiler, matmul_flops, resolve_device, resolve_dtype
+from loopwise.runtime import compile_trouble, dtype_name, matmul_flops, resolve_device, resolve_dtype
 from loopwise.types import Json
 
 __all__ = ["main"]
@@ -47,6 +47,7 @@ def _findings() -> dict[str, Json]:
     device = resolve_device()
     ceilings = {d: matmul_flops(device, d) for d in (torch.float32, torch.bfloat16)}
     dtype = resolve_dtype("auto", device)
+    trouble = compile_trouble(device)
     free, total = psutil.virtual_memory().available / 2**30, psutil.virtual_memory().total / 2**30
     findings: dict[str, Json] = {
         "loopwise": loopwise.__version__,
@@ -57,7 +58,7 @@ def _findings() -> dict[str, Json]:
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "number format": f"{dtype_name(dtype)} (--training.dtype auto)",
         **{f"ceiling {dtype_name(d)}": f"{flops / 1e9:.0f} GFLOP/s" for d, flops in ceilings.items()},
-        "torch.compile": "can compile" if has_compiler() else "no C++ compiler found; --training.compile has no effect",
+        "torch.compile": f"cannot compile ({trouble}); --training.compile has no effect" if trouble else "can compile",
         "memory": f"{free:.1f} of {total:.1f} GiB free",
         "cache": str(cache_folder()),
     }

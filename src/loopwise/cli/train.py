@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from loopwise.cli.parsing import arguments_class, parse, parse_duration, take_option, take_positional
+from loopwise.cli.configuring import configure
+from loopwise.cli.parsing import arguments_class, parse, parse_duration, take_option
 from loopwise.errors import ConfigError
-from loopwise.recipes import find, known, with_parts
 from loopwise.runs import Outcome, RunConfig, resume_run, resume_training_config, start_run
 from loopwise.training.reporting import clock
 
@@ -49,46 +48,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _start(arguments: Sequence[str]) -> tuple[Path, Outcome]:
-    name, rest = take_positional(arguments)
-    if name is None and not {"-h", "--help"} & set(rest):
-        raise ConfigError(f"say what to train: loopwise train TASK; known: {', '.join(known())}")
-    config = find(name or known()[0])
-    config, rest = _choose(config, rest)
-    cls = arguments_class(
-        "Train",
+    config, args = configure(
+        arguments,
+        command="train",
+        about=ABOUT,
         out=(str, "", "folder for the run; default runs/TASK-DATE-TIME"),
         time_limit=(str, "", TIME_LIMIT),
         tracker=(str, "tensorboard", TRACKER),
-        task=(type(config.task_config), config.task_config, ""),
-        reasoner=(type(config.reasoner_config), config.reasoner_config, ""),
-        gradient=(type(config.gradient_config), config.gradient_config, ""),
-        halting=(type(config.halting_config), config.halting_config, ""),
-        training=(type(config.training), config.training, ""),
-    )
-    args = parse(cls, rest, command=f"train {name or 'TASK'}", about=ABOUT)
-    config = dataclasses.replace(
-        config,
-        task_config=args.task,
-        reasoner_config=args.reasoner,
-        gradient_config=args.gradient,
-        halting_config=args.halting,
-        training=args.training,
     )
     if not args.out and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("several processes need a common folder: name it with --out DIR")
     folder = Path(args.out or _default_folder(config))
     return folder, start_run(config, folder, _limit(args.time_limit), args.tracker)
-
-
-def _choose(config: RunConfig, arguments: Sequence[str]) -> tuple[RunConfig, list[str]]:
-    """(the configuration with the reasoner and the policies that are named, the other arguments).
-
-    What the old and the new have in common, such as the hidden size, keeps the recipe's value.
-    """
-    reasoner, rest = take_option(arguments, "--reasoner")
-    gradient, rest = take_option(rest, "--gradient")
-    halting, rest = take_option(rest, "--halting")
-    return with_parts(config, reasoner=reasoner, gradient=gradient, halting=halting), rest
 
 
 def _resume(folder: Path, arguments: Sequence[str]) -> Outcome:

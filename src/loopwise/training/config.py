@@ -45,6 +45,8 @@ class TrainingConfig:
     """Cross-entropy of the answer: stablemax in float64 as published, or the usual softmax."""
     ema: float = 0.999
     """Decay of the moving average of the weights, which is what is evaluated and shipped; 0 turns it off."""
+    ema_from: int = 0
+    """Optimizer step from which the average trails; until then it is the weights themselves (late EMA)."""
     augment: bool = True
     """Draw a symmetry of the task for each training example."""
     shorten: bool = True
@@ -63,8 +65,8 @@ class TrainingConfig:
     """Number format of the activations; auto is bfloat16 where the processor multiplies matrices in it."""
     threads: int = 0
     """CPU threads, 0 for all; rounding depends on it, so it is fixed for a run."""
-    compile: bool = False
-    """Fuse the network's kernels with torch.compile; takes up to a minute at the start."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Fuse the network's kernels with torch.compile, half a minute at the start; auto does it for a run long enough."""
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
@@ -72,7 +74,7 @@ class TrainingConfig:
         for name in ("lr", "muon_lr", "puzzle_lr"):
             if getattr(self, name) > 10:
                 raise ConfigError(f"{name} must be at most 10, not {getattr(self, name)}")
-        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "seed", "threads"):
+        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "ema_from", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("steps", "batch_size", "eval_every"):

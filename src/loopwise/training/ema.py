@@ -19,8 +19,7 @@ class MovingAverage:
     It starts at the initial weights. The puzzle table is not averaged: copy and original share it.
     """
 
-    def __init__(self, reasoner: Reasoner[Any], decay: float) -> None:
-        self.decay = decay
+    def __init__(self, reasoner: Reasoner[Any]) -> None:
         table = reasoner.puzzle_table()
         shared = {} if table is None else {id(table): table}
         self.reasoner = copy.deepcopy(reasoner, shared).eval()
@@ -29,9 +28,9 @@ class MovingAverage:
         self._averages: list[Tensor] = [self.reasoner.get_parameter(name) for name in self._names]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the original's present weights."""
-        torch._foreach_lerp_(self._averages, self._sources, 1 - self.decay)
+    def update(self, decay: float) -> None:
+        """Take one step towards the original's present weights; with decay 0, all the way."""
+        torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by the names of the parameters; what the copy shares with the original is not among them."""

@@ -61,7 +61,7 @@ class Trainer:
         self.halting = halting
         self.stream = stream
         self.reasoner = reasoner.to(accelerator.device).train()
-        self.ema = MovingAverage(self.reasoner, config.ema)
+        self.ema = MovingAverage(self.reasoner)
         self.optimizers = list(_optimizers(self.reasoner, config))
         self.step = 0
         self.slots = config.batch_size // accelerator.num_processes
@@ -136,7 +136,7 @@ class Trainer:
                 group["lr"] = scale * group["peak"]
             optimizer.step()
             optimizer.zero_grad()
-        self.ema.update()
+        self.ema.update(c.ema if self.step > c.ema_from else 0.0)
         return scale * c.lr
 
     def _sum_gradients(self) -> None:
