@@ -15,9 +15,11 @@ from rich.console import Console
 import loopwise
 from loopwise.cli import puzzles as source
 from loopwise.cli.parsing import parse, take_positional
-from loopwise.errors import ConfigError, PuzzleError
+from loopwise.errors import ConfigError, LoopwiseError
 from loopwise.runtime import Device
-from loopwise.solving.solver import HALT_THRESHOLD, Solution, Solver
+from loopwise.solving.budgets import HALT_THRESHOLD, Budget, Halted, Steps
+from loopwise.solving.solution import Solution
+from loopwise.solving.solver import Solver
 from loopwise.types import Json, Tokens
 
 __all__ = ["main"]
@@ -84,22 +86,20 @@ def main(arguments: Sequence[str]) -> int:
         puzzles = [source.sample(solver, args.sample)]
     if args.trace:
         return _trace(solver, puzzles, args)
-    results = solver.stream(
-        puzzles,
-        max_steps=args.max_steps or None,
-        until_halted=args.until_halted,
-        halt_threshold=args.halt_threshold,
-    )
+    budget: Budget = Steps(args.max_steps or solver.trained_steps)
+    if args.until_halted:
+        budget = Halted(args.halt_threshold) | budget
+    results = solver.stream(puzzles, budget)
     if single and not args.json:
         return _show(solver, next(results))
     return _write_all(solver, results, as_json=args.json)
 
 
-def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_json: bool) -> int:
+def _write_all(solver: Solver, results: Iterable[Solution | LoopwiseError], *, as_json: bool) -> int:
     """Write an answer, or a record, for each puzzle; one that cannot be read does not stop the others."""
     failed = False
     for number, result in enumerate(results, 1):
-        failed |= isinstance(result, PuzzleError)
+        failed |= isinstance(result, LoopwiseError)
         if as_json:
             print(json.dumps(_record(solver, result), ensure_ascii=False), flush=True)
         elif isinstance(result, Solution):
@@ -111,8 +111,8 @@ def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_
     return 2 if failed else 0
 
 
-def _record(solver: Solver, result: Solution | PuzzleError) -> dict[str, Json]:
-    if isinstance(result, PuzzleError):
+def _record(solver: Solver, result: Solution | LoopwiseError) -> dict[str, Json]:
+    if isinstance(result, LoopwiseError):
         return {"error": str(result)}
     return {
         "answer": source.symbols(solver, result.answer),
@@ -124,9 +124,9 @@ def _record(solver: Solver, result: Solution | PuzzleError) -> dict[str, Json]:
     }
 
 
-def _show(solver: Solver, result: Solution | PuzzleError) -> int:
+def _show(solver: Solver, result: Solution | LoopwiseError) -> int:
     """Draw one answer, and say how it came about."""
-    if isinstance(result, PuzzleError):
+    if isinstance(result, LoopwiseError):
         raise result
     console = Console(highlight=False)
     console.print(solver.task.render(result.tokens, result.puzzle), soft_wrap=True)
@@ -152,7 +152,7 @@ def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
             console.print(solver.task.render(puzzle), soft_wrap=True)
         previous: Tokens | None = None
         for number, step in enumerate(solver.trace(value, max_steps=args.max_steps or None), 1):
-            verified = solver.task.verify(puzzle, step.tokens)
+            verified = solver.checker(puzzle, step.tokens)
             if as_json:
                 answer = source.symbols(solver, step.answer)
                 record: dict[str, Any] = {"puzzle": index, "step": number, "answer": answer}
