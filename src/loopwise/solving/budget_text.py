@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from loopwise.errors import ConfigError
 from loopwise.solving.budgets import Atom, Budget, Steps
+from loopwise.tasks.text import shown
 
 __all__ = ["BudgetLike", "as_budget", "parse_budget"]
 
@@ -18,6 +19,8 @@ def as_budget(value: BudgetLike) -> Budget:
     """The budget of a number of steps, a text or a budget. Raises ConfigError where it might never end."""
     if isinstance(value, str):
         value = parse_budget(value)
+    if not isinstance(value, int | Budget):
+        raise ConfigError(f"a budget is a number of steps, a text such as halted|steps=64, or a Budget, not {value!r}")
     budget = value if isinstance(value, Budget) else Steps(value)
     if not budget.bounded:
         raise ConfigError(f"the budget {budget} may never end; add a limit, such as {budget}|steps=64")
@@ -27,7 +30,10 @@ def as_budget(value: BudgetLike) -> Budget:
 def parse_budget(text: str) -> Budget:
     """Read `halted|steps=64`. Raises ConfigError, which names what is known."""
     words = re.findall(r"[|&()]|[^|&()\s]+", text)
-    budget = _parse_any(words, text)
+    try:
+        budget = _parse_any(words, text)
+    except RecursionError:
+        raise _unreadable(text, "there are too many parentheses") from None
     if words:
         raise _unreadable(text, f"{words[0]!r} is left over")
     return budget
@@ -81,4 +87,4 @@ def _number(text: str) -> float:
 
 def _unreadable(text: str, why: str) -> ConfigError:
     known = ", ".join(cls.name for cls in Atom.__subclasses__())
-    return ConfigError(f"the budget {text!r} cannot be read: {why}; write halted|steps=64, of {known}, with | & ( )")
+    return ConfigError(f"the budget {shown(text)} cannot be read: {why}; write halted|steps=64, of {known}, with | & ( )")
