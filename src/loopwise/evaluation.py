@@ -19,6 +19,7 @@ from loopwise.errors import ConfigError
 from loopwise.reasoners.carry import Carry, empty_carry
 from loopwise.solving.budgets import HALT_THRESHOLD
 from loopwise.solving.checking import Checker
+from loopwise.solving.lane import computed_rows
 from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
 
 __all__ = ["Scores", "default_steps", "evaluate", "wilson"]
@@ -129,10 +130,10 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
 def _evaluate_rows(
     model: Model, checker: Checker, rows: Examples, wanted: tuple[int, ...], slots: int
 ) -> dict[str, Any]:
-    """Columns [..., n] for the n puzzles of a batch; the batch is padded to `slots` rows."""
+    """Columns [..., n] for the n puzzles of a batch; the batch is padded to the rows that a solver computes."""
     count = len(rows.inputs)
     device = next(model.reasoner.parameters()).device
-    padded = [np.concatenate([column, np.repeat(column[:1], slots - count, axis=0)]) for column in rows]
+    padded = [np.concatenate([column, np.repeat(column[:1], computed_rows(slots) - count, axis=0)]) for column in rows]
     inputs, _, puzzle_ids = (torch.as_tensor(np.array(c), dtype=torch.int64, device=device) for c in padded)
     carry: Carry = empty_carry(model.reasoner, Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), puzzle_ids))
     labels = np.asarray(rows.labels)

@@ -87,4 +87,6 @@ def _number(text: str) -> float:
 
 def _unreadable(text: str, why: str) -> ConfigError:
     known = ", ".join(cls.name for cls in Atom.__subclasses__())
-    return ConfigError(f"the budget {shown(text)} cannot be read: {why}; write halted|steps=64, of {known}, with | & ( )")
+    return ConfigError(
+        f"the budget {shown(text)} cannot be read: {why}; write halted|steps=64, of {known}, with | & ( )"
+    )

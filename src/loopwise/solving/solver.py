@@ -24,7 +24,7 @@ from loopwise.solving.budget_text import BudgetLike, as_budget
 from loopwise.solving.budgets import Budget, Halted, Steps
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
-from loopwise.solving.lane import read_prediction
+from loopwise.solving.lane import computed_rows, read_prediction
 from loopwise.solving.service import Service
 from loopwise.solving.solution import Request, Solution
 from loopwise.solving.starts import Starts, as_starts
@@ -177,8 +177,8 @@ class Solver:
         its positions changed, the halting probability, and the residual of every update of the state.
         """
         tokens = self.read(puzzle)
-        # All slots alike, so that no search or ponder goes on for another's sake.
-        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(self.slots, 1)
+        # All rows alike, so that no search or ponder goes on for another's sake.
+        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(computed_rows(self.slots), 1)
         batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
         state = self.reasoner.init_state(*inputs.shape)
         watched = Watched(self.model.gradient)
