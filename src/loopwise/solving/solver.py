@@ -8,9 +8,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from itertools import repeat
+from itertools import count, repeat
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,11 +32,16 @@ from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
 
-__all__ = ["WINDOW", "Budgets", "Solver", "Step"]
+__all__ = ["NOT_YET", "WINDOW", "Budgets", "Solver", "Step"]
 
 WINDOW = 16
 """How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
 lengths, which need slots of their own, or where the answer that comes next takes long.
+"""
+
+NOT_YET: Final = object()
+"""Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
+Where none is on its way, the stream should wait itself.
 """
 
 Budgets: TypeAlias = BudgetLike | Iterable[BudgetLike] | None
@@ -117,8 +122,8 @@ class Solver:
         """Solve a stream of any length in constant memory, in order.
 
         A puzzle that cannot be read or gets no answer gives its error in its place; a PuzzleError among the puzzles
-        comes out as it is. Puzzles are read between two steps, as many as find a slot, and at most WINDOW slot-fulls
-        ahead of the answer that comes next.
+        comes out as it is, NOT_YET gives nothing. Puzzles are read between two steps, as many as find a slot, and at
+        most WINDOW slot-fulls ahead of the answer that comes next.
 
         `budget` says when a puzzle stops: a number of steps (more than in training are allowed), a text such as
         `halted|steps=64`, a `Budget`, or as many of these as there are puzzles. By default it stops when the model
@@ -247,16 +252,16 @@ class Solver:
         engine = self._engine()
         budgets = self._budgets(budget)
         chosen = as_starts(starts, self.task)
-        source = enumerate(puzzles)
+        source, numbers, end = iter(puzzles), count(), object()
         pending: dict[int, Request] = {}
         more = True
         while more or pending:
             while more and engine.hungry and len(pending) + held() < self.slots * WINDOW:
-                index, puzzle = next(source, (-1, None))
-                if index < 0:
-                    more = False
+                puzzle = next(source, end)
+                if puzzle is NOT_YET or puzzle is end:
+                    more = puzzle is NOT_YET
                     break
-                own = next(budgets)
+                index, own = next(numbers), next(budgets)
                 try:
                     tokens = self.read(puzzle)
                 except PuzzleError as error:
