@@ -51,8 +51,8 @@ class Starts:
         check(self)
         if self.count < 1:
             raise ConfigError(f"the number of starts must be at least 1, not {self.count}")
-        if min(self.sigma_init, self.sigma_step) < 0:
-            raise ConfigError("sigma_init and sigma_step must be at least 0")
+        if min(self.sigma_init, self.sigma_step, self.seed) < 0:
+            raise ConfigError("sigma_init, sigma_step and seed must be at least 0")
         if self.random_init and not self.sigma_init:
             raise ConfigError("random_init needs sigma_init, the size of the random initial state")
         if self.count > 1 and not (self.views or self.sigma_init or self.sigma_step):
