@@ -22,7 +22,8 @@ POISON = VOCABULARY - 1
 
 class CountState(NamedTuple):
     count: torch.Tensor  # [B, 1]
-    other: torch.Tensor  # [B, 1]
+    life: torch.Tensor  # [B, 1] int64
+    other: torch.Tensor  # [B, L], always zero
 
 
 class Counting(Reasoner[ReasonerConfig]):
@@ -41,26 +42,29 @@ class Counting(Reasoner[ReasonerConfig]):
 
     def encode(self, batch):
         second = batch.inputs[:, min(1, batch.inputs.shape[1] - 1)]
-        return torch.stack([batch.inputs[:, 0], second, batch.inputs.shape[1] + 0 * second], dim=1).float()
+        return torch.stack([batch.inputs[:, 0], second], dim=1)
 
     def init_state(self, batch_size, length):
-        return CountState(torch.zeros(1, 1).expand(batch_size, 1), torch.ones(1, 1).expand(batch_size, 1))
+        zero = torch.zeros(1, 1)
+        return CountState(
+            zero.expand(batch_size, 1), zero.long().expand(batch_size, 1), zero.expand(batch_size, length)
+        )
 
     def recursion(self, x):
-        self.life, self.second, self.length = x[:, :1], x[:, 1:2], int(x[0, 2])
+        life, second = x.split(1, dim=1)
 
         def count(state):
-            following = torch.minimum(state.count + 1, self.life)
-            poisoned = (self.second == POISON) & (state.count >= 1)
-            return CountState(torch.where(poisoned, torch.nan, following), state.other)
+            following = torch.minimum(state.count + 1, life)
+            poisoned = (second == POISON) & (state.count >= 1)
+            return CountState(torch.where(poisoned, torch.nan, following), life, state.other)
 
         return Recursion((count,), 1)
 
     def readout(self, state):
         count = state.count.nan_to_num().round().long().clamp(0, VOCABULARY - 1)
-        logits = nn.functional.one_hot(count, VOCABULARY).float().expand(-1, self.length, -1)
+        logits = nn.functional.one_hot(count, VOCABULARY).float().expand(-1, state.other.shape[1], -1)
         logits = torch.where(state.count.isnan().unsqueeze(2), torch.nan, logits)
-        halt = torch.where(state.count >= self.life, self.sure, -5.0)[:, 0]
+        halt = torch.where(state.count >= state.life, self.sure, -5.0)[:, 0]
         return Prediction(logits, halt, halt)
 
     def accepts(self, length):

@@ -29,8 +29,8 @@ CANCELLED = "cancelled"
 
 ROUND_ROWS = 16
 """Rows are computed in multiples of so many. Among 2 to 15 rows MKL rounds a narrow product, such as that of the
-halting head, by the place of the row, and with two threads a wide one among 33. With multiples of 16 this was seen in no
-family.
+halting head, by the place of the row, and with two threads a wide one among 33. With multiples of 16 none was seen, in
+any family.
 """
 
 
