@@ -159,7 +159,7 @@ def test_a_bad_line_keeps_the_others_in_place(terminal, trained):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", bytes(range(256)) * 20])
 def test_a_binary_file_is_refused(content, terminal, trained, tmp_path):
-    """Of a file that is no text every line is refused, as a file and as the standard input, and nothing else happens."""
+    """Of a file that is no text every line is refused, as a file and as the standard input."""
     (tmp_path / "puzzles.bin").write_bytes(content)
     for arguments, stdin in ((("--file", tmp_path / "puzzles.bin"), None), (("-",), content)):
         code, out, err = terminal.type("solve", trained, *arguments, stdin=stdin)
@@ -269,7 +269,7 @@ def test_a_command_that_makes_no_sense_is_refused(line, says, terminal):
         ("--budget many", "'many'"),
         ("--budget 1.5", "1.5"),
         ("--budget 0", "at least 1"),
-        ("--budget halted", "halted|steps=64"),
+        ("--budget halted", "|steps=64"),
         ("--budget halted=2|4", "probability"),
         ("--budget halted=nan|4", "probability"),
         ("--budget (halted|4", "parenthesis"),
