@@ -10,9 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from loopwise.cli.puzzles import symbols
-from loopwise.reasoners.flops import count_flops
 from loopwise.solving.budgets import Budget, Verified
-from loopwise.solving.engine import Engine
 from loopwise.solving.solver import Solver
 from loopwise.types import Json, Tokens
 
@@ -33,7 +31,7 @@ def show_steps(solver: Solver, value: Json, budget: Budget | None, *, number: in
     if not as_json:
         console.print("[bold]the puzzle[/bold]")
         console.print(solver.task.render(puzzle), soft_wrap=True)
-    engine = Engine(solver.model, slots=solver.slots, device=solver.device, step_flops=partial(_step_flops, solver))
+    engine = solver.engine()
     work = engine.submit(puzzle, budget, check=partial(solver.checker, puzzle))
     previous: Tokens | None = None
     while not work.stopped_by:
@@ -55,7 +53,3 @@ def show_steps(solver: Solver, value: Json, budget: Budget | None, *, number: in
             if console.is_terminal:
                 time.sleep(SECONDS_A_STEP)
         previous = answer
-
-
-def _step_flops(solver: Solver, length: int) -> int:
-    return count_flops(solver.reasoner, solver.model.gradient, solver.model.halting, length).solving

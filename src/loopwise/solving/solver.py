@@ -75,7 +75,8 @@ class Solver:
         self.trained_steps = int(model.halting.config.max_steps)
         self.default_budget = Halted() | Steps(self.trained_steps)
         self.checker = Checker(model.task)
-        self._step_flops = cache(partial(_step_flops, model))
+        self.step_flops = cache(partial(_step_flops, model))
+        """FLOPs of a supervision step of a puzzle of that length."""
         self._lock = threading.Lock()
         self._service: Service | None = None
 
@@ -222,6 +223,10 @@ class Solver:
             found.append(prediction)
         return found
 
+    def engine(self) -> Engine:
+        """Slots of their own, for those who want to take the steps themselves."""
+        return Engine(self.model, slots=self.slots, device=self.device, step_flops=self.step_flops)
+
     def read(self, puzzle: Json) -> Tokens:
         """The tokens [L] of a puzzle. Raises PuzzleError, in one line, when the task or the model cannot take it."""
         if isinstance(puzzle, PuzzleError):
@@ -249,7 +254,7 @@ class Solver:
         self, puzzles: Iterable[Json], budget: Budgets, starts: int | Starts, held: Callable[[], int]
     ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
         """Put puzzles through an engine of their own; `held` tells how many results the caller has not passed on."""
-        engine = self._engine()
+        engine = self.engine()
         budgets = self._budgets(budget)
         chosen = as_starts(starts, self.task)
         source, numbers, end = iter(puzzles), count(), object()
@@ -273,9 +278,6 @@ class Solver:
                 if pending[work.key].ended(work):
                     yield work.key, pending.pop(work.key).result()
 
-    def _engine(self) -> Engine:
-        return Engine(self.model, slots=self.slots, device=self.device, step_flops=self._step_flops)
-
     def _budgets(self, budget: Budgets) -> Iterator[Budget]:
         """The budget of each puzzle."""
         if budget is None:
@@ -290,7 +292,7 @@ class Solver:
         """The service of `submit`, started where there is none."""
         with self._lock:
             if self._service is None or self._service.closed:
-                self._service = Service(self._engine(), self.slots + self.max_waiting)
+                self._service = Service(self.engine(), self.slots + self.max_waiting)
                 weakref.finalize(self, self._service.close)  # also when the program ends
             return self._service
 
