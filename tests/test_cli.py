@@ -159,10 +159,13 @@ def test_a_bad_line_keeps_the_others_in_place(terminal, trained):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", bytes(range(256)) * 20])
 def test_a_binary_file_is_refused(content, terminal, trained, tmp_path):
-    """A file that is no text is refused, as a file and as the standard input."""
+    """Of a file that is no text every line is refused, as a file and as the standard input."""
     (tmp_path / "puzzles.bin").write_bytes(content)
-    assert "text" in terminal.refuses("solve", trained, "--file", tmp_path / "puzzles.bin")
-    assert "text" in terminal.refuses("solve", trained, "-", stdin=content)
+    for arguments, stdin in ((("--file", tmp_path / "puzzles.bin"), None), (("-",), content)):
+        code, out, err = terminal.type("solve", trained, *arguments, stdin=stdin)
+        assert (code, out.strip()) == (2, "")
+        assert "the line is no text" in err
+        assert all(line.startswith("loopwise: puzzle ") for line in err.splitlines())
 
 
 def test_a_file_that_is_none_is_refused(terminal, trained, tmp_path):
@@ -262,14 +265,31 @@ def test_a_command_that_makes_no_sense_is_refused(line, says, terminal):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--max-steps -1", "max-steps"),
-        ("--max-steps many", "many"),
-        ("--max-steps 1.5", "1.5"),
+        ("--max-steps 3", "--max-steps"),
+        ("--budget many", "'many'"),
+        ("--budget 1.5", "1.5"),
+        ("--budget 0", "at least 1"),
+        ("--budget halted", "|steps=64"),
+        ("--budget halted=2|4", "probability"),
+        ("--budget halted=nan|4", "probability"),
+        ("--budget (halted|4", "parenthesis"),
+        ("--budget seconds=0", "more than 0"),
+        ("--starts 0", "starts must be at least 1"),
+        ("--starts -1", "starts must be at least 1"),
+        ("--starts few", "few"),
+        ("--starts 2 --select best", "'best'"),
+        ("--starts 2 --select ", "--select"),
+        ("--starts 2 --sigma-init -1", "at least 0"),
+        ("--starts 2 --sigma-step nan", "sigma_step"),
+        ("--starts 2 --seed -1", "at least 0"),
+        ("--select q", "add --starts"),
+        ("--seed 3", "add --starts"),
+        ("--unordered", "--json"),
+        ("--unordered --json --trace", "--trace"),
+        ("--starts 2 --trace", "--trace"),
         ("--slots 0", "slots"),
         ("--slots -4", "slots"),
         ("--slots 1e9", "1e9"),
-        ("--halt-threshold 2", "probability"),
-        ("--halt-threshold nan", "probability"),
         ("--device abacus", "abacus"),
         ("--device cuda:99", ""),
         ("--sample -1", "sample"),
@@ -482,7 +502,7 @@ def test_a_single_puzzle_is_drawn_with_its_verdict(terminal, trained):
 
 def test_a_trace_shows_each_step(terminal, trained):
     """--trace shows the answer after every step, as boards or as records, and stops where the puzzle is solved."""
-    records = terminal.records("solve", trained, COMPLETED, "--trace", "--json", "--max-steps", "3")
+    records = terminal.records("solve", trained, COMPLETED, "--trace", "--json", "--budget", "verified|halted|3")
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     assert all(len(record["answer"]) == 16 for record in records)
     assert records[-1]["verified"] or len(records) == 3
@@ -491,7 +511,7 @@ def test_a_trace_shows_each_step(terminal, trained):
     for record, step in zip(records, steps, strict=False):
         assert record["answer"] == step.answer
         assert record["halt_probability"] == pytest.approx(step.halt_probability)
-    out = terminal.works("solve", trained, COMPLETED, "--trace", "--max-steps", "3")
+    out = terminal.works("solve", trained, COMPLETED, "--trace", "--budget", "verified|halted|3")
     assert out.count("halt probability") == len(records)
 
 
@@ -501,12 +521,12 @@ def test_a_trace_of_a_bad_puzzle_is_refused(terminal, trained):
 
 
 def test_budgets_reach_the_solver(terminal, sorter):
-    """--max-steps and --until-halted have their effect; more steps than in training are allowed."""
+    """--budget has its effect, as text or as a number; more steps than in training are allowed."""
     for steps in (1, 3, 9):
-        (record,) = terminal.records("solve", sorter, "3 1 2", "--json", "--max-steps", str(steps), "--no-until-halted")
+        (record,) = terminal.records("solve", sorter, "3 1 2", "--json", "--budget", str(steps))
         assert (record["steps"], record["stopped_by"]) == (steps, "steps")
-    (record,) = terminal.records("solve", sorter, "3 1 2", "--json", "--no-until-halted")
-    assert record["steps"] == 4
+    (record,) = terminal.records("solve", sorter, "3 1 2", "--json", "--budget", "halted=0|steps=5")
+    assert (record["steps"], record["stopped_by"]) == (1, "halted")
 
 
 def test_a_sample_is_a_test_puzzle(terminal, trained):

@@ -312,7 +312,7 @@ def test_an_import_solves_from_the_command_line(importing, capsys):
     model = twin(length=81, identifiers=1, puzzle_emb_len=16)
     solver = importing(state_of(model), *SMALL, "--max-steps", 3)
     puzzle = "1........" + "." * 63 + ".......29"
-    assert main(["solve", "./model", puzzle, "--json", "--no-until-halted", "--device", "cpu"]) == 0
+    assert main(["solve", "./model", puzzle, "--json", "--budget", "3", "--device", "cpu"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["steps"] == 3
     state, tokens = model.initial_state(1), torch.from_numpy(solver.read(puzzle)).long()[None]

@@ -20,7 +20,8 @@ from loopwise.reasoners.base import Reasoner, ReasonerConfig, Recursion
 from loopwise.reasoners.gradients import LastCycle
 from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.trm import TRM, TRMConfig
-from loopwise.solving.solver import HALT_THRESHOLD, WINDOW, Solver
+from loopwise.solving.budgets import HALT_THRESHOLD, Halted
+from loopwise.solving.solver import WINDOW, Solver
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from loopwise.types import Examples, Prediction
 
@@ -81,7 +82,7 @@ def test_a_puzzle_stops_exactly_where_the_model_says(threshold, solver, puzzles)
     """Let to stop by itself, a puzzle ends at the first step whose halting probability is above the threshold, with the
     answer of that step, else with the budget's last.
     """
-    for puzzle, solution in zip(puzzles, solver.solve(puzzles, halt_threshold=threshold), strict=True):
+    for puzzle, solution in zip(puzzles, solver.solve(puzzles, Halted(threshold) | MAX_STEPS), strict=True):
         steps = solver.trace(puzzle)
         assert len(steps) == MAX_STEPS
         wants = next((i for i, step in enumerate(steps, 1) if step.halt_probability > threshold), None)
@@ -93,19 +94,19 @@ def test_a_puzzle_stops_exactly_where_the_model_says(threshold, solver, puzzles)
 
 def test_the_usual_threshold_is_the_solvers_own(solver, puzzles):
     """Who says nothing gets the documented threshold; one that is no probability is refused."""
-    usual, named = solver.solve(puzzles), solver.solve(puzzles, halt_threshold=HALT_THRESHOLD)
+    usual, named = solver.solve(puzzles), solver.solve(puzzles, f"halted={HALT_THRESHOLD}|steps={MAX_STEPS}")
     assert [outcome(s) for s in usual] == [outcome(s) for s in named]
     for threshold in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="probability"):
-            solver.solve(puzzles, halt_threshold=threshold)
+            solver.solve(puzzles, f"halted={threshold}|steps=2")
 
 
 @pytest.mark.parametrize("max_steps", [1, 3, MAX_STEPS, MAX_STEPS + 4])
 def test_the_budget_of_steps_is_kept_by_each_puzzle(max_steps, solver, puzzles):
     """Each puzzle gets the steps that are allowed, counted from its entry into a slot, also more than in training."""
-    freed = solver.solve(puzzles, max_steps=max_steps)
+    freed = solver.solve(puzzles, Halted() | max_steps)
     assert max(s.steps for s in freed) == max_steps
-    for solution in solver.solve(puzzles, max_steps=max_steps, until_halted=False):
+    for solution in solver.solve(puzzles, max_steps):
         assert (solution.steps, solution.stopped_by) == (max_steps, "steps")
 
 
@@ -142,7 +143,7 @@ def test_a_stream_is_read_no_further_than_a_window(solver):
             read += 1
             yield [number % 10, 3, 1]
 
-    answers = solver.stream(source(), max_steps=1)
+    answers = solver.stream(source(), 1)
     assert read == 0
     for given, result in enumerate(itertools.islice(answers, 3 * SLOTS * WINDOW), 1):
         assert result.steps == 1
@@ -178,7 +179,7 @@ def test_no_puzzles_give_no_answers(solver):
 def test_no_steps_are_refused(max_steps, solver):
     """A budget of no steps is a mistake, for an answer as for a trace."""
     with pytest.raises(ConfigError, match="at least 1"):
-        solver.solve([[1, 2]], max_steps=max_steps)
+        solver.solve([[1, 2]], max_steps)
     with pytest.raises(ConfigError, match="at least 1"):
         solver.trace([1, 2], max_steps=max_steps)
 
@@ -224,7 +225,7 @@ def test_solver_and_evaluation_agree(model, data, puzzles):
     examples = examples._replace(labels=np.stack(labels))
     scores = evaluate(model, examples, range(1, MAX_STEPS + 1), slots=SLOTS)
     for steps, exact in zip(scores.steps, scores.exact, strict=True):
-        solutions = solver.solve(puzzles[: 4 * SLOTS], max_steps=steps, until_halted=False)
+        solutions = solver.solve(puzzles[: 4 * SLOTS], steps)
         right = [np.array_equal(s.tokens, label) for s, label in zip(solutions, labels, strict=True)]
         assert exact == sum(right)
     halted = solver.solve(puzzles[: 4 * SLOTS])
@@ -238,7 +239,7 @@ def test_a_trained_model_scores_as_it_solves(trained):
     solver = loopwise.load(trained, slots=40)
     examples = cache.examples(solver.task, "test")
     scores = evaluate(solver.model, examples, slots=40)
-    solutions = solver.solve(list(np.asarray(examples.inputs)), until_halted=False)
+    solutions = solver.solve(list(np.asarray(examples.inputs)), solver.trained_steps)
     right = [np.array_equal(s.tokens, label) for s, label in zip(solutions, examples.labels, strict=True)]
     assert scores.exact[-1] == sum(right)
     assert scores.verified is not None

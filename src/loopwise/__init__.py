@@ -18,13 +18,18 @@ __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(checkpoint: str | Path, *, slots: int = 64, device: str = "auto", trust: bool = False) -> Solver:
+def load(
+    checkpoint: str | Path, *, slots: int = 64, device: str = "auto", max_waiting: int = 1024, trust: bool = False
+) -> Solver:
     """Load a trained model, ready to solve: a checkpoint folder, or the name of a model that comes with loopwise.
 
-    With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
+    `slots` puzzles are worked on side by side; `max_waiting` more may wait where they are submitted one by one. With
+    `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
     Raises CheckpointError, in one line that says what to do, when there is no checkpoint or it is damaged.
     """
     from loopwise.models import find
     from loopwise.solving.solver import Solver
 
-    return Solver.from_pretrained(find(str(checkpoint)), slots=slots, device=device, trust=trust)
+    return Solver.from_pretrained(
+        find(str(checkpoint)), slots=slots, device=device, max_waiting=max_waiting, trust=trust
+    )

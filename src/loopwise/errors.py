@@ -7,6 +7,9 @@
     ├── CheckpointError      a checkpoint is missing, damaged or of a foreign format
     ├── StorageError         the disk refused a write; what was there before is intact
     ├── ExportError          the exported graphs do not compute what the model does; nothing was written
+    ├── SolvingError         a puzzle that can be read gets no answer: the network's numbers are no longer finite
+    │   ├── DeadlineError    its time was over before its first step
+    │   └── QueueFullError   too many puzzles wait already
     └── TrainingError        training cannot go on (not-a-number, diverged); the last good state is kept
 
 A message says what is wrong and what to do about it, in one line.
@@ -18,9 +21,12 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DeadlineError",
     "ExportError",
     "LoopwiseError",
     "PuzzleError",
+    "QueueFullError",
+    "SolvingError",
     "StorageError",
     "TrainingError",
 ]
@@ -56,3 +62,15 @@ class TrainingError(LoopwiseError):
 
 class ExportError(LoopwiseError):
     """The exported graphs do not compute what the model does; nothing was written."""
+
+
+class SolvingError(LoopwiseError):
+    """A puzzle that can be read gets no answer."""
+
+
+class DeadlineError(SolvingError):
+    """The time of a puzzle was over before its first step."""
+
+
+class QueueFullError(SolvingError):
+    """Too many puzzles wait already."""

@@ -17,7 +17,9 @@ import torch
 from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError
 from loopwise.reasoners.carry import Carry, empty_carry
-from loopwise.solving.solver import HALT_THRESHOLD, verdict
+from loopwise.solving.budgets import HALT_THRESHOLD
+from loopwise.solving.checking import Checker
+from loopwise.solving.lane import computed_rows
 from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
 
 __all__ = ["Scores", "default_steps", "evaluate", "wilson"]
@@ -107,8 +109,9 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
             "train one with attention and rotary positions for any length"
         )
     slots = min(slots, len(examples.inputs))
+    checker = Checker(model.task)
     parts = [
-        _evaluate_rows(model, examples.rows(slice(i, i + slots)), wanted, slots)
+        _evaluate_rows(model, checker, examples.rows(slice(i, i + slots)), wanted, slots)
         for i in range(0, len(examples.inputs), slots)
     ]
     columns = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
@@ -124,11 +127,13 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
 
 
 @torch.inference_mode()
-def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots: int) -> dict[str, Any]:
-    """Columns [..., n] for the n puzzles of a batch; the batch is padded to `slots` rows."""
+def _evaluate_rows(
+    model: Model, checker: Checker, rows: Examples, wanted: tuple[int, ...], slots: int
+) -> dict[str, Any]:
+    """Columns [..., n] for the n puzzles of a batch; the batch is padded to the rows that a solver computes."""
     count = len(rows.inputs)
     device = next(model.reasoner.parameters()).device
-    padded = [np.concatenate([column, np.repeat(column[:1], slots - count, axis=0)]) for column in rows]
+    padded = [np.concatenate([column, np.repeat(column[:1], computed_rows(slots) - count, axis=0)]) for column in rows]
     inputs, _, puzzle_ids = (torch.as_tensor(np.array(c), dtype=torch.int64, device=device) for c in padded)
     carry: Carry = empty_carry(model.reasoner, Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), puzzle_ids))
     labels = np.asarray(rows.labels)
@@ -148,7 +153,7 @@ def _evaluate_rows(model: Model, rows: Examples, wanted: tuple[int, ...], slots:
         if step in wanted:
             columns["exact"].append(exact)
             columns["tokens"].append((right & asked).sum(-1) / np.maximum(asked.sum(-1), 1))
-            verdicts = [verdict(model.task, p, a) for p, a in zip(rows.inputs, answers, strict=True)]
+            verdicts = [checker(p, a) for p, a in zip(rows.inputs, answers, strict=True)]
             columns["verified"].append([verdict is True for verdict in verdicts])
             columns["decided"].append([verdict is not None for verdict in verdicts])
     return {key: np.array(value) for key, value in columns.items()} | {

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loopwise.errors import ConfigError
-from loopwise.solving.solver import HALT_THRESHOLD, Step
+from loopwise.solving.budgets import HALT_THRESHOLD
+from loopwise.solving.solver import Step
 
 __all__ = ["draw_trace"]
 

@@ -520,7 +520,7 @@ def test_it_learns_solves_and_is_evaluated(name):
     losses = [trainer.train_step().answer_loss for _ in range(96)]
     assert np.mean(losses[-16:]) < 0.5 * np.mean(losses[:4])
     scores = evaluate(model, EXAMPLES, steps=[1, 3])
-    solutions = Solver(model, slots=SLOTS, device="cpu").solve(list(EXAMPLES.inputs), max_steps=3, until_halted=False)
+    solutions = Solver(model, slots=SLOTS, device="cpu").solve(list(EXAMPLES.inputs), budget=3)
     answers = np.stack([solution.tokens for solution in solutions])
     assert scores.tokens[-1] == pytest.approx((answers == EXAMPLES.labels).mean())
     assert scores.exact[-1] == (answers == EXAMPLES.labels).all(-1).sum()

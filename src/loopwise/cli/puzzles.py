@@ -1,33 +1,17 @@
-"""Puzzles from the command line: one in the arguments, a line each in a file or on the standard input, or a sample."""
+"""Puzzles from the command line: a text of the arguments or of a line, or a sample; and answers as they are written."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 
 import numpy as np
 
 from loopwise.data import cache
-from loopwise.errors import ConfigError, DataError, PuzzleError
+from loopwise.errors import ConfigError, PuzzleError
 from loopwise.solving.solver import Solver
 from loopwise.types import Json
 
-__all__ = ["lines", "read_line", "sample", "symbols"]
-
-
-def lines(puzzle: str | None, file: str) -> Iterator[str]:
-    """The lines of the puzzle, of the file or of the standard input; empty ones are passed over."""
-    if puzzle is not None and puzzle != "-":
-        yield puzzle
-        return
-    try:
-        with open(file, encoding="utf-8-sig") if file else sys.stdin as source:
-            yield from (line.rstrip("\r\n") for line in source if line.strip())
-    except FileNotFoundError:
-        raise DataError(f"there is no file {file}; give a file of one puzzle a line") from None
-    except (ValueError, IsADirectoryError) as error:
-        raise DataError(f"{file or 'the standard input'} cannot be read as text ({error})") from None
+__all__ = ["read_line", "sample", "symbols"]
 
 
 def read_line(line: str) -> Json:

@@ -4,62 +4,69 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
 import loopwise
 from loopwise.cli import puzzles as source
+from loopwise.cli.lines import Lines
 from loopwise.cli.parsing import parse, take_positional
-from loopwise.errors import ConfigError, PuzzleError
+from loopwise.cli.progress import Progress
+from loopwise.cli.starting import StartOptions
+from loopwise.cli.thinking import show_steps
+from loopwise.errors import ConfigError, LoopwiseError
 from loopwise.runtime import Device
-from loopwise.solving.solver import HALT_THRESHOLD, Solution, Solver
-from loopwise.types import Json, Tokens
+from loopwise.solving.budget_text import as_budget
+from loopwise.solving.budgets import Budget
+from loopwise.solving.solution import Solution
+from loopwise.solving.solver import Solver
+from loopwise.solving.starts import Starts
+from loopwise.types import Json
 
 __all__ = ["main"]
 
 ABOUT = """Solve puzzles: loopwise solve CHECKPOINT PUZZLE, or --file FILE, or - for the standard input.
 
 CHECKPOINT is a folder that `loopwise train` wrote, or the name of a shipped model (`loopwise models`). A file has one
-puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}. Puzzles are read ahead and answered in order; with
---slots 1 each is answered before the next is read.
+puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}; a stream may be of any length. A line without an
+answer gives an error in its place, and exit code 2 in the end.
+
+A budget says when a puzzle stops: steps=64 or just 64, halted=0.95 (the model is satisfied), verified (the rules are),
+converged=3 (the answer has not changed for so many steps; below 1: the residual of the state), seconds=5, flops=1e9;
+joined by | (whichever comes first), & (all at once) and parentheses.
 
   loopwise solve runs/sorting "3 1 2 9 4 4 0 7 5 5 1 8 6 2 2 3"
   loopwise solve runs/six 4.....2...6....5..1.3...........2.4. --trace
-  loopwise solve runs/six --sample 7 --trace
+  loopwise solve runs/six --sample 7 --budget "halted|verified|steps=64" --starts 32
   loopwise solve runs/six --file puzzles.txt --json > answers.jsonl
   cat puzzles.jsonl | loopwise solve runs/six - --json
 """
 
 
-SECONDS_A_STEP = 0.4
-"""Pause after each step of a trace in a terminal, so that the eye can follow."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(StartOptions):
     """Options of loopwise solve."""
 
     file: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """A file of one puzzle a line."""
     json: bool = False
     """Write one JSON record a puzzle, in order."""
+    unordered: bool = False
+    """Write each record as soon as it is there, with the index of its puzzle, from 0; needs --json."""
     sample: int | None = None
     """Solve puzzle number N of the test split, which no training has seen."""
     trace: bool = False
     """Show the proposed answer after every step."""
-    max_steps: int = 0
-    """Most supervision steps a puzzle may take; 0 means as many as in training."""
-    until_halted: bool = True
-    """Stop a puzzle when the model believes that its answer is right."""
-    halt_threshold: float = HALT_THRESHOLD
-    """The halting probability above which it does."""
+    budget: Annotated[str, tyro.conf.arg(metavar="BUDGET")] = ""
+    """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
+    starts: int = 1
+    """Passes that a puzzle gets; the best is its answer, and the single pass is told beside it."""
     slots: int = 64
-    """Puzzles that are worked on side by side; the answers are the same at equal slots."""
+    """Passes that are worked on side by side; the answers are the same at equal slots."""
     device: Device = "auto"
     """Where to compute."""
     trust: bool = False
@@ -75,100 +82,104 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("say which model: loopwise solve CHECKPOINT PUZZLE; `loopwise models` lists the shipped ones")
     if (puzzle is not None) + bool(args.file) + (args.sample is not None) != 1:
         raise ConfigError("give one of: a puzzle, --file FILE, --sample N, or - for the standard input")
-    if args.max_steps < 0:
-        raise ConfigError(f"--max-steps must be at least 1, not {args.max_steps}")
-    single = args.file == "" and puzzle != "-"
-    solver = loopwise.load(checkpoint, slots=1 if single else args.slots, device=args.device, trust=args.trust)
-    puzzles: Iterable[Json] = map(source.read_line, source.lines(puzzle, args.file))
-    if args.sample is not None:
-        puzzles = [source.sample(solver, args.sample)]
+    if args.unordered and not args.json:
+        raise ConfigError("--unordered needs --json, whose records tell the index of their puzzle")
+    if args.trace and (args.starts != 1 or args.unordered):
+        raise ConfigError("--trace shows one pass of a puzzle after the other; leave --starts and --unordered away")
+    budget = as_budget(args.budget) if args.budget else None
+    single = not args.file and puzzle != "-"
+    slots = min(args.slots, max(args.starts, 1)) if single else args.slots
+    solver = loopwise.load(checkpoint, slots=slots, device=args.device, trust=args.trust)
+    starts = args.starts_of(args.starts, solver.task)
+    if not single:
+        return _answer_all(solver, Lines(args.file), budget, starts, args)
+    value = source.read_line(str(puzzle)) if args.sample is None else source.sample(solver, args.sample)
     if args.trace:
-        return _trace(solver, puzzles, args)
-    results = solver.stream(
-        puzzles,
-        max_steps=args.max_steps or None,
-        until_halted=args.until_halted,
-        halt_threshold=args.halt_threshold,
-    )
-    if single and not args.json:
-        return _show(solver, next(results))
-    return _write_all(solver, results, as_json=args.json)
+        show_steps(solver, value, budget, number=1, as_json=args.json)
+        return 0
+    (result,) = solver.stream([value], budget, starts=starts)
+    if args.json:
+        return _write(solver, result, 0, args)
+    return _show(solver, result)
 
 
-def _write_all(solver: Solver, results: Iterable[Solution | PuzzleError], *, as_json: bool) -> int:
-    """Write an answer, or a record, for each puzzle; one that cannot be read does not stop the others."""
-    failed = False
-    for number, result in enumerate(results, 1):
-        failed |= isinstance(result, PuzzleError)
-        if as_json:
-            print(json.dumps(_record(solver, result), ensure_ascii=False), flush=True)
-        elif isinstance(result, Solution):
-            answer = result.answer
-            print(answer if isinstance(answer, str) else json.dumps(answer), flush=True)
-        else:
-            print(flush=True)  # an empty line keeps the others in their places
-            sys.stderr.write(f"loopwise: puzzle {number}: {result}\n")
+def _answer_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Starts, args: Arguments) -> int:
+    """Write an answer, or an error, for each line; one that has none does not stop the others."""
+    if args.trace:
+        return _trace_all(solver, lines, budget, args)
+    if args.unordered:
+        results = solver.as_completed(lines, budget, starts=starts)
+    else:
+        results = enumerate(solver.stream(lines, budget, starts=starts))
+    code = 0
+    with Progress() as progress:
+        for index, result in results:
+            code = max(code, _write(solver, result, index, args))
+            lines.answered()
+            progress.advance(lines.share)
+    return code
+
+
+def _trace_all(solver: Solver, lines: Lines, budget: Budget | None, args: Arguments) -> int:
+    """Show the steps of each line's puzzle, one after the other."""
+    code = 0
+    for index, value in enumerate(lines):
+        try:
+            show_steps(solver, value, budget, number=index + 1, as_json=args.json)
+        except LoopwiseError as error:
+            code = _write(solver, error, index, args)
+        lines.answered()
+    return code
+
+
+def _write(solver: Solver, result: Solution | LoopwiseError, index: int, args: Arguments) -> int:
+    """Write a line, at once: a reader may wait for it, and it was measured to cost 2 microseconds. The exit code."""
+    failed = isinstance(result, LoopwiseError)
+    if args.json:
+        record: dict[str, Json] = {"index": index} if args.unordered else {}
+        record |= {"error": str(result)} if isinstance(result, LoopwiseError) else _record(solver, result)
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+    elif isinstance(result, LoopwiseError):
+        print(flush=True)  # an empty line keeps the others in their places
+        sys.stderr.write(f"loopwise: puzzle {index + 1}: {result}\n")
+    else:
+        print(result.answer if isinstance(result.answer, str) else json.dumps(result.answer), flush=True)
     return 2 if failed else 0
 
 
-def _record(solver: Solver, result: Solution | PuzzleError) -> dict[str, Json]:
-    if isinstance(result, PuzzleError):
-        return {"error": str(result)}
-    return {
-        "answer": source.symbols(solver, result.answer),
-        "verified": result.verified,
-        "steps": result.steps,
-        "stopped_by": result.stopped_by,
-        "halt_probability": round(result.halt_probability, 6),
-        "seconds": round(result.seconds, 6),
+def _record(solver: Solver, solution: Solution) -> dict[str, Json]:
+    record: dict[str, Json] = {
+        "answer": source.symbols(solver, solution.answer),
+        "verified": solution.verified,
+        "steps": solution.steps,
+        "stopped_by": solution.stopped_by,
+        "halt_probability": round(solution.halt_probability, 6),
+        "seconds": round(solution.seconds, 6),
     }
+    if solution.single is not None:
+        single = solution.single
+        told = {"error": str(single)} if isinstance(single, LoopwiseError) else _record(solver, single)
+        record |= {"start": solution.start, "total_steps": solution.total_steps, "single": told}
+    return record
 
 
-def _show(solver: Solver, result: Solution | PuzzleError) -> int:
+def _show(solver: Solver, result: Solution | LoopwiseError) -> int:
     """Draw one answer, and say how it came about."""
-    if isinstance(result, PuzzleError):
+    if isinstance(result, LoopwiseError):
         raise result
     console = Console(highlight=False)
     console.print(solver.task.render(result.tokens, result.puzzle), soft_wrap=True)
-    console.print(f"[dim]{_verdict(result)}[/dim]", soft_wrap=True)
+    told = [f"{_verdict(result)}; {result.seconds:.2f} s"]
+    if result.single is not None:
+        told = [f"start {result.start}, {result.total_steps} steps of all starts: {told[0]}"]
+        single = result.single
+        told.append(f"the single pass: {single if isinstance(single, LoopwiseError) else _verdict(single)}")
+    for line in told:
+        console.print(f"[dim]{line}[/dim]", soft_wrap=True)
     return 0
 
 
 def _verdict(solution: Solution) -> str:
     verified = {True: "obeys the rules", False: "breaks the rules", None: "the rules cannot tell"}[solution.verified]
-    why = "the model was satisfied" if solution.stopped_by == "halted" else "the budget was spent"
     steps = f"{solution.steps} step{'s' if solution.steps > 1 else ''}"
-    return f"{verified}; {steps}, {why}; halt probability {solution.halt_probability:.3f}; {solution.seconds:.2f} s"
-
-
-def _trace(solver: Solver, puzzles: Iterable[Json], args: Arguments) -> int:
-    """Show every step of each puzzle, until it is solved: what changed, and what the model thinks of it."""
-    as_json = args.json
-    console = Console(highlight=False)
-    for index, value in enumerate(puzzles, 1):
-        puzzle = solver.read(value)
-        if not as_json:
-            console.print("[bold]the puzzle[/bold]")
-            console.print(solver.task.render(puzzle), soft_wrap=True)
-        previous: Tokens | None = None
-        for number, step in enumerate(solver.trace(value, max_steps=args.max_steps or None), 1):
-            verified = solver.task.verify(puzzle, step.tokens)
-            if as_json:
-                answer = source.symbols(solver, step.answer)
-                record: dict[str, Any] = {"puzzle": index, "step": number, "answer": answer}
-                print(
-                    json.dumps({**record, "verified": verified, "halt_probability": step.halt_probability}), flush=True
-                )
-            else:
-                changed = "" if previous is None else f", {int((step.tokens != previous).sum())} changed"
-                says = {True: ", solved", False: "", None: ""}[verified]
-                console.print(
-                    f"[bold]step {number}[/bold]{changed}, halt probability {step.halt_probability:.3f}{says}"
-                )
-                console.print(solver.task.render(step.tokens, puzzle, previous), soft_wrap=True)
-            previous = step.tokens
-            if console.is_terminal and not as_json:
-                time.sleep(SECONDS_A_STEP)
-            if verified or (args.until_halted and step.halt_probability > args.halt_threshold):
-                break
-    return 0
+    return f"{verified}; {steps}, stopped by {solution.stopped_by}; halt probability {solution.halt_probability:.3f}"

@@ -19,7 +19,7 @@ from loopwise.cli.parsing import parse, take_positional
 from loopwise.errors import ConfigError
 from loopwise.plots import draw_trace
 from loopwise.runtime import Device
-from loopwise.solving.solver import Solver, Step, verdict
+from loopwise.solving.solver import Solver, Step
 from loopwise.types import Json, Tokens
 
 __all__ = ["main"]
@@ -86,7 +86,7 @@ def _record(solver: Solver, puzzle: Tokens, number: int, step: Step) -> dict[str
         "step": number,
         "answer": puzzles.symbols(solver, step.answer),
         "changed": step.changed,
-        "verified": verdict(solver.task, puzzle, step.tokens),
+        "verified": solver.checker(puzzle, step.tokens),
         "halt_probability": step.halt_probability,
         "updates": [{"update": change.update, "residual": change.residual} for change in step.updates],
     }
@@ -98,7 +98,7 @@ def _show(solver: Solver, puzzle: Tokens, steps: Sequence[Step]) -> None:
     for column in ("step", "changed", "halt probability", "rules", *(f"last residual of {name}" for name in names)):
         table.add_column(column, justify="right")
     for number, step in enumerate(steps, 1):
-        says = {True: "obeyed", False: "broken", None: "-"}[verdict(solver.task, puzzle, step.tokens)]
+        says = {True: "obeyed", False: "broken", None: "-"}[solver.checker(puzzle, step.tokens)]
         last = {change.update: change.residual for change in step.updates}
         changed = "" if step.changed is None else str(step.changed)
         residuals = (f"{last[name]:.3g}" if name in last else "" for name in names)

@@ -31,7 +31,8 @@ from loopwise.errors import ConfigError, StorageError
 from loopwise.export.graphs import KEY, Tracer, silence
 from loopwise.export.parity import compare
 from loopwise.reasoners.gradients import FullBPTT
-from loopwise.solving.solver import HALT_THRESHOLD, Solver
+from loopwise.solving.budgets import HALT_THRESHOLD
+from loopwise.solving.solver import Solver
 from loopwise.storage import write_bytes
 from loopwise.types import Json
 

@@ -1,67 +1,51 @@
-"""Solving: the same loop as training, without a loss.
-
-A fixed number of slots; one step advances all of them; a puzzle that is finished leaves at once and a waiting one takes
-its slot. The slot count is fixed and idle slots are computed along, because rounding depends on the batch size and
-recursion amplifies it: at equal slots a puzzle gets the same answer, whoever its neighbours are.
-"""
+"""Solving: the same loop as training, with budgets in place of a loss."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from itertools import count, repeat
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights, write_config
-from loopwise.errors import CheckpointError, ConfigError, DataError, PuzzleError
-from loopwise.reasoners.base import GradientPolicy
-from loopwise.reasoners.carry import Carry, empty_carry, refill
+from loopwise.errors import CheckpointError, ConfigError, LoopwiseError, PuzzleError
+from loopwise.reasoners.costs import count_flops
 from loopwise.runtime import resolve_device
+from loopwise.solving.budget_text import BudgetLike, as_budget
+from loopwise.solving.budgets import Budget, Halted, Steps
+from loopwise.solving.checking import Checker
+from loopwise.solving.engine import Engine
+from loopwise.solving.lane import computed_rows, read_prediction
+from loopwise.solving.service import Service
+from loopwise.solving.solution import Request, Solution
+from loopwise.solving.starts import Starts, as_starts
 from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
 
-__all__ = ["HALT_THRESHOLD", "Solution", "Solver", "Step", "verdict"]
-
-HALT_THRESHOLD = 0.95
-"""The halting probability above which a puzzle counts as solved.
-
-Training halts at one half. For an answer that is too early: on 6x6 Sudoku, 0.5 gave 89.0 % in 2.9 steps, 0.95 gave
-97.6 % in 3.5 steps, as much as all 16 (500 validation puzzles; docs/log.md).
-"""
+__all__ = ["NOT_YET", "WINDOW", "Budgets", "Solver", "Step"]
 
 WINDOW = 16
-"""How many slot-fulls of a stream are read ahead; bounds the memory, and the wait for the first answer."""
+"""How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
+lengths, which need slots of their own, or where the answer that comes next takes long.
+"""
 
+NOT_YET: Final = object()
+"""Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
+Where none is on its way, the stream should wait itself.
+"""
 
-@dataclass(frozen=True, kw_only=True)
-class Solution:
-    """An answer, and how it came about."""
-
-    answer: Json
-    """In the form of the puzzle: a string, a list or a grid, or tokens where the puzzle was given as such."""
-    puzzle: Tokens
-    """The puzzle as tokens [L]."""
-    tokens: Tokens
-    """The answer as tokens [L]."""
-    verified: bool | None
-    """Whether the task's rules accept it; None where the rules cannot decide."""
-    steps: int
-    """Supervision steps spent."""
-    stopped_by: Literal["halted", "steps"]
-    """Why it stopped: the model was satisfied, or the budget was spent."""
-    halt_probability: float
-    """The model's own belief, after the last step, that the answer is right."""
-    seconds: float
-    """From the puzzle's entry into a slot to its answer."""
+Budgets: TypeAlias = BudgetLike | Iterable[BudgetLike] | None
+"""One budget for all puzzles, or one for each; None is the usual one."""
 
 
 class Step(NamedTuple):
@@ -77,91 +61,141 @@ class Step(NamedTuple):
 class Solver:
     """A trained model, ready to solve. `loopwise.load(path)` makes one."""
 
-    def __init__(self, model: Model, *, slots: int = 64, device: str = "auto") -> None:
+    def __init__(self, model: Model, *, slots: int = 64, device: str = "auto", max_waiting: int = 1024) -> None:
         if slots < 1:
             raise ConfigError(f"slots must be at least 1, not {slots}")
-        self.model = model
+        if max_waiting < 0:
+            raise ConfigError(f"max_waiting must be at least 0, not {max_waiting}")
         self.task = model.task
         self.slots = slots
+        self.max_waiting = max_waiting
         self.device = resolve_device(device)
         self.reasoner = model.reasoner.to(self.device).eval()
+        self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
+        self.default_budget = Halted() | Steps(self.trained_steps)
+        self.checker = Checker(model.task)
+        self.step_flops = cache(partial(_step_flops, model))
+        """FLOPs of a supervision step of a puzzle of that length."""
+        self._lock = threading.Lock()
+        self._service: Service | None = None
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, slots: int = 64, device: str = "auto", trust: bool = False) -> Solver:
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        slots: int = 64,
+        device: str = "auto",
+        max_waiting: int = 1024,
+        trust: bool = False,
+    ) -> Solver:
         """Load a checkpoint folder, or a model repository of the Hugging Face hub by `owner/name`.
 
         With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
         """
         model, _ = load_model(_locate(str(name)), trust=trust)
-        return cls(model, slots=slots, device=device)
+        return cls(model, slots=slots, device=device, max_waiting=max_waiting)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into a folder that `from_pretrained` reads."""
         write_config(Path(folder), self.model, {})
         save_weights(Path(folder), self.reasoner, {})
 
-    def solve(
-        self,
-        puzzles: Sequence[Json],
-        *,
-        max_steps: int | None = None,
-        until_halted: bool = True,
-        halt_threshold: float = HALT_THRESHOLD,
-    ) -> list[Solution]:
+    def solve(self, puzzles: Sequence[Json], budget: Budgets = None, *, starts: int | Starts = 1) -> list[Solution]:
         """Solve puzzles; the answers come in their order.
 
-        A puzzle is what the task reads, a string, a list or a grid, or its tokens as an int32 array [L].
-
-        Raises PuzzleError, naming the puzzle, when one of them cannot be read; `stream` goes on instead.
+        A puzzle is what the task reads, a string, a list or a grid, or its tokens as an int32 array [L]. For the
+        arguments see `stream`. Raises the first puzzle's error, naming the puzzle; `stream` goes on instead.
         """
+        if isinstance(budget, Sequence) and not isinstance(budget, str) and len(budget) != len(puzzles):
+            raise ConfigError(f"there are {len(budget)} budgets for {len(puzzles)} puzzles; give one for each")
         solutions = []
-        results = self.stream(puzzles, max_steps=max_steps, until_halted=until_halted, halt_threshold=halt_threshold)
-        for i, result in enumerate(results):
-            if isinstance(result, PuzzleError):
-                raise PuzzleError(f"puzzle {i + 1}: {result}" if len(puzzles) > 1 else str(result))
+        for i, result in enumerate(self.stream(puzzles, budget, starts=starts)):
+            if isinstance(result, LoopwiseError):
+                raise type(result)(f"puzzle {i + 1}: {result}" if len(puzzles) > 1 else str(result))
             solutions.append(result)
         return solutions
 
     def stream(
-        self,
-        puzzles: Iterable[Json],
-        *,
-        max_steps: int | None = None,
-        until_halted: bool = True,
-        halt_threshold: float = HALT_THRESHOLD,
-    ) -> Iterator[Solution | PuzzleError]:
-        """Solve a stream of any length in constant memory, in order. A puzzle that cannot be read gives its error.
+        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts = 1
+    ) -> Iterator[Solution | LoopwiseError]:
+        """Solve a stream of any length in constant memory, in order.
 
-        A PuzzleError in the place of a puzzle comes out in that place.
+        A puzzle that cannot be read or gets no answer gives its error in its place; a PuzzleError among the puzzles
+        comes out as it is, NOT_YET gives nothing. Puzzles are read between two steps, as many as find a slot, and at
+        most WINDOW slot-fulls ahead of the answer that comes next.
 
-        `max_steps` is the most supervision steps a puzzle may take (default: as many as in training; more is allowed).
-        Unless `until_halted` is off, a puzzle stops before when its halting probability is above `halt_threshold`.
+        `budget` says when a puzzle stops: a number of steps (more than in training are allowed), a text such as
+        `halted|steps=64`, a `Budget`, or as many of these as there are puzzles. By default it stops when the model
+        halts, after as many steps as in training at most. With several `starts` the best of as many passes is chosen.
         """
-        limit = self._limit(max_steps)
-        if not 0 <= halt_threshold <= 1:
-            raise ConfigError(f"the halting threshold is a probability, not {halt_threshold}")
-        threshold = halt_threshold if until_halted else 1.0  # which no probability exceeds
-        source = iter(puzzles)
-        # A single slot works on a puzzle at a time, for programs that wait for each answer.
-        size = self.slots * WINDOW if self.slots > 1 else 1
-        while window := list(islice(source, size)):
-            yield from self._solve_window(window, limit, threshold)
+        kept: dict[int, Solution | LoopwiseError] = {}
+        following = 0
+        for index, result in self._run(puzzles, budget, starts, lambda: len(kept)):
+            kept[index] = result
+            while following in kept:
+                yield kept.pop(following)
+                following += 1
 
+    def as_completed(
+        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts = 1
+    ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
+        """As `stream`, but each comes as soon as it is there: (place of the puzzle from 0, solution or error)."""
+        return self._run(puzzles, budget, starts, lambda: 0)
+
+    async def submit(self, puzzle: Json, budget: BudgetLike | None = None, *, starts: int | Starts = 1) -> Solution:
+        """Solve one puzzle beside those that other tasks submit; a thread that the first call starts does the work.
+
+        Cancelling the task frees the slot. Raises PuzzleError or SolvingError where there is no answer, and
+        QueueFullError where `max_waiting` puzzles wait already.
+        """
+        tokens = self.read(puzzle)
+        arguments = (
+            tokens,
+            partial(_write, self.task, puzzle),
+            self.default_budget if budget is None else as_budget(budget),
+            as_starts(starts, self.task),
+            self.checker,
+        )
+        service = self._running()
+        arrival = service.engine.clock()
+        return await asyncio.wrap_future(
+            service.submit(lambda future: Request(service.engine, *arguments, key=future, arrival=arrival))
+        )
+
+    def close(self) -> None:
+        """End the thread of `submit`, where there is one; puzzles on their way get a SolvingError."""
+        with self._lock:
+            if self._service is not None:
+                self._service.close()
+                self._service = None
+
+    def __enter__(self) -> Solver:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @torch.inference_mode()
     def trace(self, puzzle: Json, *, max_steps: int | None = None) -> list[Step]:
         """What each of `max_steps` steps does, not stopping when the model would: the proposed answer and how many of
         its positions changed, the halting probability, and the residual of every update of the state.
         """
         tokens = self.read(puzzle)
-        carry = self._load([tokens] * self.slots)  # all alike, so that no search or ponder goes on for another's sake
+        # All rows alike, so that no search or ponder goes on for another's sake.
+        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(computed_rows(self.slots), 1)
+        batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
+        state = self.reasoner.init_state(*inputs.shape)
         watched = Watched(self.model.gradient)
+        model = replace(self.model, gradient=watched)
         steps: list[Step] = []
         for _ in range(self._limit(max_steps)):
-            carry, prediction = self._advance(carry, watched)
-            answers, probabilities = _read(prediction)
+            state, prediction, _ = model.step(state, batch)
+            answers, probabilities, _ = read_prediction(prediction)
             answer = answers[0]
             changed = int((answer != steps[-1].tokens).sum()) if steps else None
-            written = self._write(answer, puzzle)
+            written = _write(self.task, puzzle, answer)
             steps.append(Step(written, answer, float(probabilities[0]), changed, watched.take()))
         return steps
 
@@ -189,6 +223,10 @@ class Solver:
             found.append(prediction)
         return found
 
+    def engine(self) -> Engine:
+        """Slots of their own, for those who want to take the steps themselves."""
+        return Engine(self.model, slots=self.slots, device=self.device, step_flops=self.step_flops)
+
     def read(self, puzzle: Json) -> Tokens:
         """The tokens [L] of a puzzle. Raises PuzzleError, in one line, when the task or the model cannot take it."""
         if isinstance(puzzle, PuzzleError):
@@ -210,101 +248,62 @@ class Solver:
             )
 
     def _limit(self, max_steps: int | None) -> int:
-        limit = self.trained_steps if max_steps is None else max_steps
-        if limit < 1:
-            raise ConfigError(f"the number of steps must be at least 1, not {limit}")
-        return limit
+        return Steps(self.trained_steps if max_steps is None else max_steps).limit
 
-    def _write(self, tokens: Tokens, puzzle: Json) -> Json:
-        return tokens if isinstance(puzzle, np.ndarray) else self.task.format(tokens, puzzle)
-
-    def _solve_window(self, window: list[Json], limit: int, threshold: float) -> Iterator[Solution | PuzzleError]:
-        """Read the puzzles, put those of equal length through the slots together, and return them in order."""
-        results: dict[int, Solution | PuzzleError] = {}
-        by_length: dict[int, list[tuple[int, Tokens]]] = {}
-        for i, puzzle in enumerate(window):
-            try:
-                tokens = self.read(puzzle)
-                by_length.setdefault(len(tokens), []).append((i, tokens))
-            except PuzzleError as error:
-                results[i] = error
-        for group in by_length.values():
-            for i, solution in self._run(group, limit, threshold):
-                results[i] = replace(solution, answer=self._write(solution.tokens, window[i]))
-        yield from (results[i] for i in range(len(window)))
-
-    def _run(self, puzzles: list[tuple[int, Tokens]], limit: int, threshold: float) -> Iterator[tuple[int, Solution]]:
-        """Put puzzles of one length through the slots; they come out as they finish."""
-        waiting = deque(puzzles)
-        owners: list[tuple[int, Tokens, float] | None] = [None] * self.slots
-        carry = self._load([puzzles[0][1]])
-        while waiting or any(owners):
-            carry = self._admit(carry, owners, waiting)
-            carry, prediction = self._advance(carry)
-            answers, probabilities = _read(prediction)
-            steps = carry.steps.tolist()
-            for slot, owner in enumerate(owners):
-                satisfied = bool(probabilities[slot] > threshold)
-                if owner is None or not (satisfied or steps[slot] >= limit):
+    def _run(
+        self, puzzles: Iterable[Json], budget: Budgets, starts: int | Starts, held: Callable[[], int]
+    ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
+        """Put puzzles through an engine of their own; `held` tells how many results the caller has not passed on."""
+        engine = self.engine()
+        budgets = self._budgets(budget)
+        chosen = as_starts(starts, self.task)
+        source, numbers, end = iter(puzzles), count(), object()
+        pending: dict[int, Request] = {}
+        more = True
+        while more or pending:
+            while more and engine.hungry and len(pending) + held() < self.slots * WINDOW:
+                puzzle = next(source, end)
+                if puzzle is NOT_YET or puzzle is end:
+                    more = puzzle is NOT_YET
+                    break
+                index, own = next(numbers), next(budgets)
+                try:
+                    tokens = self.read(puzzle)
+                except PuzzleError as error:
+                    yield index, error
                     continue
-                index, tokens, start = owner
-                owners[slot] = None
-                yield (
-                    index,
-                    Solution(
-                        answer=None,
-                        puzzle=tokens,
-                        tokens=answers[slot],
-                        verified=verdict(self.task, tokens, answers[slot]),
-                        steps=steps[slot],
-                        stopped_by="halted" if satisfied else "steps",
-                        halt_probability=float(probabilities[slot]),
-                        seconds=time.perf_counter() - start,
-                    ),
-                )
+                write = partial(_write, self.task, puzzle)
+                pending[index] = Request(engine, tokens, write, own, chosen, self.checker, key=index)
+            for work in engine.step():
+                if pending[work.key].ended(work):
+                    yield work.key, pending.pop(work.key).result()
 
-    def _admit(
-        self, carry: Carry, owners: list[tuple[int, Tokens, float] | None], waiting: deque[tuple[int, Tokens]]
-    ) -> Carry:
-        """Give each free slot a waiting puzzle."""
-        fresh = torch.zeros(self.slots, dtype=torch.bool)
-        rows = carry.batch.inputs.cpu().clone()
-        for slot, owner in enumerate(owners):
-            if owner is None and waiting:
-                index, tokens = waiting.popleft()
-                owners[slot] = (index, tokens, time.perf_counter())
-                rows[slot] = torch.as_tensor(tokens, dtype=torch.int64)
-                fresh[slot] = True
-        if not fresh.any():
-            return carry
-        return refill(self.reasoner, carry, self._batch(rows), fresh.to(self.device))
+    def _budgets(self, budget: Budgets) -> Iterator[Budget]:
+        """The budget of each puzzle."""
+        if budget is None:
+            yield from repeat(self.default_budget)
+        elif isinstance(budget, str | Budget) or not isinstance(budget, Iterable):
+            yield from repeat(as_budget(budget))
+        else:
+            yield from map(as_budget, budget)
+            raise ConfigError("there are more puzzles than budgets; give one for each")
 
-    def _load(self, puzzles: list[Tokens]) -> Carry:
-        """Slots of one length that hold the given puzzles; the others are idle."""
-        rows = torch.zeros(self.slots, len(puzzles[0]), dtype=torch.int64)
-        for slot, tokens in enumerate(puzzles):
-            rows[slot] = torch.as_tensor(tokens, dtype=torch.int64)
-        batch = self._batch(rows)
-        return refill(self.reasoner, empty_carry(self.reasoner, batch), batch, torch.ones_like(batch.puzzle_ids) > 0)
-
-    def _batch(self, rows: Tensor) -> Batch:
-        inputs = rows.to(self.device)
-        return Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
-
-    @torch.inference_mode()
-    def _advance(self, carry: Carry, gradient: GradientPolicy[Any] | None = None) -> tuple[Carry, Prediction]:
-        model = self.model if gradient is None else replace(self.model, gradient=gradient)
-        state, prediction, _ = model.step(carry.state, carry.batch)
-        return Carry(state, carry.steps + 1, carry.halted, carry.batch), prediction
+    def _running(self) -> Service:
+        """The service of `submit`, started where there is none."""
+        with self._lock:
+            if self._service is None or self._service.closed:
+                self._service = Service(self.engine(), self.slots + self.max_waiting)
+                weakref.finalize(self, self._service.close)  # also when the program ends
+            return self._service
 
 
-def verdict(task: Task[Any], puzzle: Tokens, answer: Tokens) -> bool | None:
-    """What the task's rules say of an answer [L]; None, with a warning, where a checker of the user's fails."""
-    try:
-        return task.verify(puzzle, answer)
-    except DataError as error:
-        logging.getLogger("loopwise").warning("%s; counted as undecided", error)
-        return None
+def _step_flops(model: Model, length: int) -> int:
+    return count_flops(model.reasoner, model.gradient, model.halting, length).solving
+
+
+def _write(task: Task[Any], puzzle: Json, answer: Tokens) -> Json:
+    """An answer [L] in the form of the puzzle."""
+    return answer if isinstance(puzzle, np.ndarray) else task.format(answer, puzzle)
 
 
 def _whole_numbers(name: str, values: Any, dims: int, below: int) -> Tensor:
@@ -318,12 +317,6 @@ def _whole_numbers(name: str, values: Any, dims: int, below: int) -> Tensor:
         axes = "[B, L]" if dims == 2 else "[B]"
         raise PuzzleError(f"{name} are whole numbers {axes} from 0 to {below - 1}")
     return tensor.to(torch.int64)
-
-
-def _read(prediction: Prediction) -> tuple[Tokens, Any]:
-    """The proposed answers [B, L] and the halting probabilities [B] of a prediction, as arrays."""
-    answers = prediction.logits.argmax(-1).cpu().numpy().astype(np.int32)
-    return answers, torch.sigmoid(prediction.halt_logits).cpu().numpy()
 
 
 def _locate(name: str) -> Path:

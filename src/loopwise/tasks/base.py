@@ -52,6 +52,11 @@ class Task(ABC, Generic[C]):
         return True
 
     @property
+    def foreign_rules(self) -> bool:
+        """Whether `verify` runs code from outside loopwise, which may raise anything or never return."""
+        return not type(self).__module__.startswith("loopwise.")
+
+    @property
     @abstractmethod
     def spec(self) -> TaskSpec:
         """Vocabulary, shape and symbols."""

@@ -79,6 +79,11 @@ class Table(Task[TableConfig]):
         self._restored = codec
 
     @property
+    def foreign_rules(self) -> bool:
+        """Whether there is a checker. It is imported here, where no time limit of its calls counts yet."""
+        return bool(self.config.checker) and callable(self._checker)
+
+    @property
     def spec(self) -> TaskSpec:
         """Vocabulary and shape, worked out from the file or restored from a checkpoint."""
         return self._codec.spec
