@@ -1,4 +1,4 @@
-"""Scores with their protocol: exact accuracy after every step, with 95 % intervals.
+"""Scores with their protocol: exact accuracy after every step or under a budget, with 95 % intervals.
 
 Exact: every asked position is right. Verified: the task's rules accept the answer. "When halted" is the answer that a
 user gets who lets the model stop by itself, at the solver's own threshold, within the same number of steps.
@@ -7,7 +7,8 @@ user gets who lets the model stop by itself, at the solver's own threshold, with
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +16,16 @@ import numpy as np
 import torch
 
 from loopwise.checkpoint import Model
-from loopwise.errors import ConfigError
+from loopwise.errors import ConfigError, LoopwiseError
 from loopwise.reasoners.carry import Carry, empty_carry
-from loopwise.solving.budgets import HALT_THRESHOLD
+from loopwise.solving.budgets import HALT_THRESHOLD, Budget, Steps, Verified
 from loopwise.solving.checking import Checker
 from loopwise.solving.lane import computed_rows
-from loopwise.types import IGNORE_LABEL, Batch, Examples, Json
+from loopwise.solving.solver import Solver
+from loopwise.solving.starts import Starts
+from loopwise.types import IGNORE_LABEL, Batch, Examples, Json, Tokens
 
-__all__ = ["Scores", "default_steps", "evaluate", "wilson"]
+__all__ = ["Answers", "Curve", "Scores", "default_steps", "evaluate", "evaluate_answers", "evaluate_curve", "wilson"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,51 @@ class Scores:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Counts of what came of puzzles that were solved under a budget."""
+
+    puzzles: int
+    budget: str
+    starts: int
+    """Passes that each puzzle got; with one it is the single pass."""
+    exact: int
+    """Puzzles whose answer is exactly right."""
+    verified: int | None
+    """Puzzles whose answer the rules accept; None where the rules could decide none."""
+    steps: float
+    """Mean steps of a puzzle, of all its starts together."""
+    stopped_by: dict[str, int]
+    """What stopped the answers, `error` for those that there are none of."""
+
+    def to_json(self) -> dict[str, Json]:
+        """All numbers, with 95 % intervals."""
+        return {
+            "budget": self.budget,
+            "starts": self.starts,
+            "exact_accuracy": self.exact / self.puzzles,
+            "interval_95": list(wilson(self.exact, self.puzzles)),
+            "verified": None if self.verified is None else self.verified / self.puzzles,
+            "verified_interval_95": None if self.verified is None else list(wilson(self.verified, self.puzzles)),
+            "mean_steps": self.steps,
+            "stopped_by": self.stopped_by,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Accuracy against steps and starts."""
+
+    trained_steps: int
+    flops_per_step: int
+    fixed: Scores
+    """The single pass after fixed numbers of steps."""
+    until_verified: tuple[Answers, ...]
+    """The single pass with as many steps at most, stopped when the rules accept; empty where these decide nothing."""
+    starts: tuple[Answers, ...]
+    """Numbers of starts under one budget; the first is the single pass."""
+
+
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """The 95 % interval of a share by Wilson's method (1927), which stays sensible near 0 and 1."""
     if trials == 0:
@@ -124,6 +172,58 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
         halted_exact=int(columns["halted_exact"].sum()),
         halted_steps=float(columns["halted_steps"].mean()),
     )
+
+
+def evaluate_answers(
+    solver: Solver, examples: Examples, budget: Budget, starts: Starts, tell: Callable[[], None] = lambda: None
+) -> Answers:
+    """Solve every example as a user would, and score the answers. `tell` is called after each."""
+    outcomes: list[tuple[bool, bool | None, int, str]] = []
+    results = solver.stream(_puzzles(examples), budget, starts=starts)
+    for labels, result in zip(examples.labels, results, strict=True):
+        if isinstance(result, LoopwiseError):
+            outcomes.append((False, None, 0, "error"))
+        else:
+            exact = bool(((result.tokens == labels) | (labels == IGNORE_LABEL)).all())
+            outcomes.append((exact, result.verified, result.total_steps, result.stopped_by))
+        tell()
+    if not outcomes:
+        raise ConfigError("there is nothing to evaluate: the split is empty; choose another with --split")
+    exacts, verdicts, steps, stopped_by = zip(*outcomes, strict=True)
+    return Answers(
+        puzzles=len(outcomes),
+        budget=str(budget),
+        starts=starts.count,
+        exact=sum(exacts),
+        verified=verdicts.count(True) if set(verdicts) - {None} else None,
+        steps=sum(steps) / len(steps),
+        stopped_by=dict(Counter(stopped_by).most_common()),
+    )
+
+
+def evaluate_curve(
+    solver: Solver,
+    examples: Examples,
+    steps: Sequence[int],
+    starts: Sequence[Starts],
+    budget: Budget,
+    tell: Callable[[], None] = lambda: None,
+) -> Curve:
+    """Score a solver after each of `steps`, and with each of `starts` under the budget. `tell` as above."""
+    fixed = evaluate(solver.model, examples, steps, solver.slots)
+    stopping = [Verified() | Steps(limit) for limit in fixed.steps] if fixed.verified is not None else []
+    single = Starts()
+    return Curve(
+        trained_steps=solver.trained_steps,
+        flops_per_step=solver.step_flops(examples.inputs.shape[1]),
+        fixed=fixed,
+        until_verified=tuple(evaluate_answers(solver, examples, stop, single, tell) for stop in stopping),
+        starts=tuple(evaluate_answers(solver, examples, budget, each, tell) for each in starts),
+    )
+
+
+def _puzzles(examples: Examples) -> Iterator[Tokens]:
+    return (np.array(row, np.int32) for row in examples.inputs)
 
 
 @torch.inference_mode()

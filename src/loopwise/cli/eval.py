@@ -5,29 +5,45 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 import loopwise
-from loopwise.cli.parsing import arguments_class, parse, parse_steps, take_positional
+from loopwise.cli.curve import PROTOCOL, Rows, answer_rows, curve_json, curve_rows, write_curve
+from loopwise.cli.parsing import arguments_class, parse, parse_counts, take_positional
+from loopwise.cli.progress import Progress
+from loopwise.cli.starting import StartOptions
 from loopwise.data import cache
 from loopwise.errors import ConfigError
-from loopwise.evaluation import Scores, default_steps, evaluate, wilson
-from loopwise.reasoners.costs import count_flops
-from loopwise.types import SPLITS, Json, Split
+from loopwise.evaluation import Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
+from loopwise.plots import require_matplotlib
+from loopwise.solving.budget_text import as_budget
+from loopwise.solving.solver import Solver
+from loopwise.solving.starts import Starts
+from loopwise.types import SPLITS, Examples, Json, Split
 
 __all__ = ["main"]
 
 ABOUT = """Measure a trained model on puzzles that it has not seen: loopwise eval CHECKPOINT [options].
 
-The options of the task can be changed, such as its length.
+By default the answers after fixed numbers of steps, and those at which the model halts. With --budget or --starts the
+answers that `loopwise solve` gives with them. With --curve both, over numbers of steps beyond the trained one and over
+numbers of starts, as tables and as a picture. The options of the task can be changed, such as its length.
 
   loopwise eval runs/six
   loopwise eval runs/six --max-steps 1,2,4,8,16,32 --json
+  loopwise eval runs/six --budget "verified|halted|steps=64" --starts 1,8
+  loopwise eval runs/six --curve --out curves/six
   loopwise eval runs/sorting --task.n 24
   loopwise eval runs/sudoku --task.test-file my_puzzles.csv
 """
+
+CURVE_STARTS = "1,2,4,8,16"
+CURVE_STEPS = 4
+"""A curve goes so many times beyond the number of steps in training."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,59 +51,151 @@ def main(arguments: Sequence[str]) -> int:
     checkpoint, rest = take_positional(arguments)
     if checkpoint is None:
         if {"-h", "--help"} & set(rest):
-            parse(arguments_class("Eval"), rest, command="eval CHECKPOINT", about=ABOUT)
+            parse(_arguments(), rest, command="eval CHECKPOINT", about=ABOUT)
         raise ConfigError("say which model: loopwise eval CHECKPOINT; `loopwise models` lists the shipped ones")
     trust = "--trust" in rest
     solver = loopwise.load(checkpoint, trust=trust)
     task = solver.task
-    cls = arguments_class(
-        "Eval",
-        split=(Split, "test", "which puzzles: test, validation or train"),  # type: ignore[arg-type]
-        max_steps=(
-            str,
-            "",
-            "numbers of steps to score, such as 1,2,4,8,16; default: powers of two up to the trained ones",
-        ),
-        limit=(int, 0, "score only the first so many puzzles; 0 means all"),
-        slots=(int, 256, "puzzles that are worked on side by side"),
-        trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
-        json=(bool, False, "write the scores as JSON"),
-        task=(type(task.config), task.config, ""),
-    )
-    args = parse(cls, rest, command="eval CHECKPOINT", about=ABOUT)
-    if args.split not in SPLITS:
-        raise ConfigError(f"unknown split {args.split!r}; known: {', '.join(SPLITS)}")
-    if args.limit < 0 or args.slots < 1:
-        raise ConfigError("--limit must be at least 0 and --slots at least 1")
+    args = parse(_arguments(task=(type(task.config), task.config, "")), rest, command="eval CHECKPOINT", about=ABOUT)
+    _check(args)
     changed = type(task).restore(args.task, task.metadata())
     if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
         known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
         raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
+    solver = Solver(dataclasses.replace(solver.model, task=changed), slots=args.slots)
+    starts = _starts(args, solver)
     data = cache.examples(changed, args.split)
     data = data.rows(slice(args.limit or None))
-    trained = solver.trained_steps
-    steps = parse_steps(args.max_steps) if args.max_steps else default_steps(trained)
-    scores = evaluate(dataclasses.replace(solver.model, task=changed), data, steps, args.slots)
-    flops = count_flops(solver.reasoner, solver.model.gradient, solver.model.halting, data.inputs.shape[1]).solving
     record = {
         "checkpoint": checkpoint,
         "task": task.name,
         "split": args.split,
         "data_sha256": cache.fingerprint(data),
-        "trained_steps": trained,
-        "flops_per_step": flops,
-        **scores.to_json(),
+        "puzzles": len(data.inputs),
+        "trained_steps": solver.trained_steps,
+        "flops_per_step": solver.step_flops(data.inputs.shape[1]),
     }
-    if args.json:
-        print(json.dumps(record))
+    if args.curve:
+        _curve(solver, data, starts, args, record)
+    elif starts:
+        _answers(solver, data, starts, args, record)
     else:
-        _print(record, scores, flops)
+        _scores(solver, data, args, record)
     return 0
 
 
-def _print(record: dict[str, Json], scores: Scores, flops: int) -> None:
+def _arguments(**task: tuple[type, Any, str]) -> type[Any]:
+    """The options, with those of a task."""
+    return arguments_class(
+        "Eval",
+        StartOptions,
+        split=(Split, "test", "which puzzles: test, validation or train"),  # type: ignore[arg-type]
+        max_steps=(
+            str,
+            "",
+            "numbers of steps to score, such as 1,2,4,8,16; default: powers of two up to the trained ones, or with "
+            f"--curve up to {CURVE_STEPS} times as many",
+        ),
+        budget=(str, "", "score the answers under a budget, such as halted|steps=64; default: halted|steps=TRAINED"),
+        starts=(str, "", f"numbers of starts to score, such as 1,8; default 1, or with --curve {CURVE_STARTS}"),
+        curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
+        out=(str, "curve", "the folder that --curve writes to: curve.json, curve.md and curve.png"),
+        limit=(int, 0, "score only the first so many puzzles; 0 means all"),
+        slots=(int, 256, "passes that are worked on side by side"),
+        trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
+        json=(bool, False, "write the scores as JSON"),
+        **task,
+    )
+
+
+def _check(args: Any) -> None:
+    """Refuse what makes no sense, before the work."""
+    if args.split not in SPLITS:
+        raise ConfigError(f"unknown split {args.split!r}; known: {', '.join(SPLITS)}")
+    if args.limit < 0 or args.slots < 1:
+        raise ConfigError("--limit must be at least 0 and --slots at least 1")
+    if args.max_steps:
+        parse_counts(args.max_steps, "steps")
+    if args.budget:
+        as_budget(args.budget)
+    if args.curve:
+        require_matplotlib()
+    elif args.max_steps and (args.budget or args.starts):
+        raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
+
+
+def _starts(args: Any, solver: Solver) -> list[Starts]:
+    """What to score under a budget, the single pass in front; nothing where no budget is asked for."""
+    asked = args.starts or (CURVE_STARTS if args.curve else "1" * bool(args.budget))
+    if not asked:
+        args.starts_of(1, solver.task)  # refuses options that would have no effect
+        return []
+    several = sorted(set(parse_counts(asked, "starts")) - {1})
+    if not several:
+        args.starts_of(1, solver.task)
+    return [Starts(), *(args.starts_of(count, solver.task) for count in several)]
+
+
+def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) -> None:
+    """Score fixed numbers of steps."""
+    steps = parse_counts(args.max_steps, "steps") if args.max_steps else default_steps(solver.trained_steps)
+    scores = evaluate(solver.model, data, steps, args.slots)
+    if args.json:
+        print(json.dumps(record | scores.to_json()))
+    else:
+        _print_scores(record, scores)
+
+
+def _answers(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
+    """Score answers under a budget."""
+    budget = as_budget(args.budget) if args.budget else solver.default_budget
+    with Progress() as progress:
+        answers = [evaluate_answers(solver, data, budget, each, progress.advance) for each in starts]
+    if args.json:
+        print(json.dumps(record | {"answers": [each.to_json() for each in answers]}))
+    else:
+        _print([answer_rows(answers, record["flops_per_step"])], record)
+
+
+def _curve(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
+    """Score steps and starts, and draw them."""
+    limit = CURVE_STEPS * solver.trained_steps
+    steps = parse_counts(args.max_steps, "steps") if args.max_steps else default_steps(limit)
+    budget = as_budget(args.budget) if args.budget else solver.default_budget
+    with Progress() as progress:
+        curve = evaluate_curve(solver, data, steps, starts, budget, progress.advance)
+    record = record | curve_json(curve)
+    write_curve(Path(args.out), curve, record, _title(record))
+    if args.json:
+        print(json.dumps(record))
+    else:
+        _print(curve_rows(curve), record)
+        print(f"written to {args.out}")
+
+
+def _title(record: dict[str, Json]) -> str:
+    return f"{record['checkpoint']}: {record['task']}, {record['puzzles']:,} {record['split']} puzzles"
+
+
+def _print(tables: Sequence[Rows], record: dict[str, Json]) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{record['checkpoint']}: {record['task']}, {scores.puzzles:,} {record['split']} puzzles")
+    console.print(_title(record))
+    for rows in tables:
+        table = Table(title=rows.title)
+        for column in rows.header:
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in rows.rows:
+            table.add_row(*row)
+        console.print(table)
+        if rows.note:
+            console.print(rows.note)
+    console.print(f"[dim]{PROTOCOL} Data sha256 {record['data_sha256']}.[/dim]")
+
+
+def _print_scores(record: dict[str, Json], scores: Scores) -> None:
+    console = Console(highlight=False)
+    table = Table(title=_title(record))
+    flops = record["flops_per_step"]
     for column in ("steps", "exact", "95 % interval", "tokens", "verified", "FLOPs a puzzle"):
         table.add_column(column, justify="right")
     for i, steps in enumerate(scores.steps):

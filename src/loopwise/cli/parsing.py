@@ -13,7 +13,7 @@ import tyro
 
 from loopwise.errors import ConfigError
 
-__all__ = ["arguments_class", "parse", "parse_duration", "parse_steps", "take_option", "take_positional"]
+__all__ = ["arguments_class", "parse", "parse_counts", "parse_duration", "take_option", "take_positional"]
 
 T = TypeVar("T")
 
@@ -31,13 +31,15 @@ def parse(cls: type[T], arguments: Sequence[str], *, command: str, about: str) -
         raise ConfigError(f"{_sentence(complaint.getvalue())}; see loopwise {command} --help") from None
 
 
-def arguments_class(name: str, **fields: tuple[type, Any, str]) -> type[Any]:
-    """A dataclass made of {field: (type, default, help)}, for options whose types are known only at run time."""
+def arguments_class(name: str, *bases: type, **fields: tuple[type, Any, str]) -> type[Any]:
+    """A dataclass made of {field: (type, default, help)}, for options whose types are known only at run time; it has
+    the options of its bases too.
+    """
     made = [
         (field, Annotated[kind, tyro.conf.arg(help=text)], dataclasses.field(default=default))
         for field, (kind, default, text) in fields.items()
     ]
-    return dataclasses.make_dataclass(name, made, frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(name, made, bases=bases, frozen=True, kw_only=True)
 
 
 def take_positional(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -73,15 +75,15 @@ def parse_duration(text: str) -> float:
     return 3600 * hours + 60 * minutes + seconds
 
 
-def parse_steps(text: str) -> tuple[int, ...]:
-    """The whole numbers of `1,2,4`. Raises ConfigError."""
+def parse_counts(text: str, what: str) -> tuple[int, ...]:
+    """The whole numbers of `1,2,4`, of what they count such as steps. Raises ConfigError."""
     try:
-        steps = tuple(int(part) for part in text.split(","))
+        counts = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"{text!r} is no list of steps; write whole numbers with commas, such as 1,4,16") from None
-    if min(steps) < 1:
-        raise ConfigError(f"numbers of steps must be at least 1, not {min(steps)}")
-    return steps
+        raise ConfigError(f"{text!r} is no list of {what}; write whole numbers with commas, such as 1,4,16") from None
+    if min(counts) < 1:
+        raise ConfigError(f"numbers of {what} must be at least 1, not {min(counts)}")
+    return counts
 
 
 def _sentence(box: str) -> str:

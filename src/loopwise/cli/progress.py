@@ -1,4 +1,4 @@
-"""How far a stream of answers is, told on the standard error where that is a terminal and the answers go elsewhere."""
+"""How far a stream of answers is, told on the standard error where that is a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ INTERVAL = 0.2
 
 
 class Progress:
-    """A line that tells count and rate; the last one stays."""
+    """A line that tells count and rate; the last one stays. Nothing where `hidden`."""
 
-    def __init__(self) -> None:
-        shown = sys.stderr.isatty() and not sys.stdout.isatty()
+    def __init__(self, *, hidden: bool = False) -> None:
+        shown = sys.stderr.isatty() and not hidden
         self._live = Live(console=Console(stderr=True), auto_refresh=False) if shown else None
         self._begun = self._told = time.monotonic()
         self._count = 0
@@ -36,7 +36,7 @@ class Progress:
             self._tell(self._live)
             self._live.stop()
 
-    def advance(self, share: float) -> None:
+    def advance(self, share: float = 0.0) -> None:
         """One more is done; `share` of the input has been read, 0 where its size is not known."""
         self._count += 1
         self._share = share

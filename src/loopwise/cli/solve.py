@@ -112,7 +112,7 @@ def _answer_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Sta
     else:
         results = enumerate(solver.stream(lines, budget, starts=starts))
     code = 0
-    with Progress() as progress:
+    with Progress(hidden=sys.stdout.isatty()) as progress:  # answers on a terminal are progress enough
         for index, result in results:
             code = max(code, _write(solver, result, index, args))
             lines.answered()

@@ -88,12 +88,11 @@ def as_starts(value: int | Starts, task: Task[Any]) -> Starts:
 
     Raises ConfigError where views are asked of a task without symmetries.
     """
-    symmetric = type(task).augment is not Task.augment
     if isinstance(value, Starts):
-        if value.views and not symmetric:
+        if value.views and not task.symmetric:
             raise ConfigError(f"{task.name} has no symmetries to take views by; use sigma_init or sigma_step")
         return value
-    return Starts(count=value, views=symmetric, sigma_init=0.0 if symmetric else SIGMA)
+    return Starts(count=value, views=task.symmetric, sigma_init=0.0 if task.symmetric else SIGMA)
 
 
 class Candidate(NamedTuple):

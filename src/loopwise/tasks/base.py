@@ -57,6 +57,11 @@ class Task(ABC, Generic[C]):
         return not type(self).__module__.startswith("loopwise.")
 
     @property
+    def symmetric(self) -> bool:
+        """Whether `augment` can show a puzzle in another way than it is."""
+        return type(self).augment is not Task.augment
+
+    @property
     @abstractmethod
     def spec(self) -> TaskSpec:
         """Vocabulary, shape and symbols."""

@@ -46,6 +46,11 @@ class RollingSum(NumberTask[RollingSumConfig]):
             raise ConfigError(f"--task.modulus is {config.modulus}; it must be at most {LARGEST_MODULUS}")
         self.units = tuple(u for u in range(1, config.modulus) if gcd(u, config.modulus) == 1)
 
+    @property
+    def symmetric(self) -> bool:
+        """Modulo 2 there is no unit but 1."""
+        return len(self.units) > 1
+
     @staticmethod
     def solve(numbers: Numbers, values: int) -> Numbers:
         """The sums [..., n] of all prefixes of the rows [..., n], modulo `values`."""
