@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+import loopwise
 from loopwise import runs
 from loopwise.checkpoint import CONFIG
 from loopwise.reasoners import compiling
@@ -71,6 +72,18 @@ def test_where_nothing_compiles_the_run_goes_on_and_says_so(tmp_path, monkeypatc
     outcome = start_run(tiny(compile="on"), tmp_path / "run", tracker="none")
     assert outcome.step == 2
     assert "not compiled (no compiler)" in capsys.readouterr().err
+
+
+def test_a_compiled_solver_gives_the_same_answers():
+    """Compiled or not, a shipped model solves a puzzle alike, and a step costs the same FLOPs."""
+    if compile_trouble(CPU):
+        pytest.skip("nothing compiles here")
+    plain, compiled = (loopwise.load("sudoku-6x6", slots=16, device="cpu", compile=fuse) for fuse in (False, True))
+    one, other = (solver.solve(["4.....2...6....5..1.3...........2.4."], 16)[0] for solver in (plain, compiled))
+    assert one.answer == other.answer
+    assert one.verified
+    assert other.verified
+    assert plain.step_flops(36) == compiled.step_flops(36) > 0
 
 
 def test_a_compiler_that_fails_is_told_in_a_line(monkeypatch):

@@ -19,11 +19,18 @@ __version__ = "0.1.0"
 
 
 def load(
-    checkpoint: str | Path, *, slots: int = 64, device: str = "auto", max_waiting: int = 1024, trust: bool = False
+    checkpoint: str | Path,
+    *,
+    slots: int = 64,
+    device: str = "auto",
+    max_waiting: int = 1024,
+    compile: bool = False,
+    trust: bool = False,
 ) -> Solver:
     """Load a trained model, ready to solve: a checkpoint folder, or the name of a model that comes with loopwise.
 
-    `slots` puzzles are worked on side by side; `max_waiting` more may wait where they are submitted one by one. With
+    `slots` puzzles are worked on side by side; `max_waiting` more may wait where they are submitted one by one.
+    `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles. With
     `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
     Raises CheckpointError, in one line that says what to do, when there is no checkpoint or it is damaged.
     """
@@ -31,5 +38,5 @@ def load(
     from loopwise.solving.solver import Solver
 
     return Solver.from_pretrained(
-        find(str(checkpoint)), slots=slots, device=device, max_waiting=max_waiting, trust=trust
+        find(str(checkpoint)), slots=slots, device=device, max_waiting=max_waiting, compile=compile, trust=trust
     )

@@ -24,8 +24,10 @@ __all__ = ["Meter", "StepFlops", "count_flops", "counting"]
 @contextmanager
 def counting() -> Iterator[FlopCounterMode]:
     """Count the FLOPs of matrix products and attention in this block; a multiply-add counts as two."""
-    # Torch's counter knows attention only in its plain form; the fused kernels compute the same products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # Torch's counter knows attention only in its plain form, and does not see into compiled networks; what is fused
+    # computes the same products.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         yield counter
 
 
@@ -84,7 +86,7 @@ class StepFlops(NamedTuple):
 def count_flops(
     reasoner: Reasoner[Any], gradient: GradientPolicy[Any], halting: HaltingPolicy[Any], length: int
 ) -> StepFlops:
-    """Count a step on one puzzle of `length` positions. Leaves gradients as they are; call it before compiling."""
+    """Count a step on one puzzle of `length` positions. Leaves gradients as they are."""
     device = next(reasoner.parameters()).device
     row = torch.zeros(1, length, dtype=torch.int64, device=device)
     batch = Batch(row, row, row[:, 0])

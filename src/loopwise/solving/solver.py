@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights, write_config
 from loopwise.errors import CheckpointError, ConfigError, LoopwiseError, PuzzleError
+from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
 from loopwise.runtime import resolve_device
 from loopwise.solving.budget_text import BudgetLike, as_budget
@@ -61,7 +63,15 @@ class Step(NamedTuple):
 class Solver:
     """A trained model, ready to solve. `loopwise.load(path)` makes one."""
 
-    def __init__(self, model: Model, *, slots: int = 64, device: str = "auto", max_waiting: int = 1024) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        slots: int = 64,
+        device: str = "auto",
+        max_waiting: int = 1024,
+        compile: bool = False,
+    ) -> None:
         if slots < 1:
             raise ConfigError(f"slots must be at least 1, not {slots}")
         if max_waiting < 0:
@@ -71,6 +81,9 @@ class Solver:
         self.max_waiting = max_waiting
         self.device = resolve_device(device)
         self.reasoner = model.reasoner.to(self.device).eval()
+        trouble = compile_networks(self.reasoner) if compile else None
+        if trouble:
+            logging.getLogger("loopwise").warning("not compiled: %s", trouble)
         self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
         self.default_budget = Halted() | Steps(self.trained_steps)
@@ -88,14 +101,16 @@ class Solver:
         slots: int = 64,
         device: str = "auto",
         max_waiting: int = 1024,
+        compile: bool = False,
         trust: bool = False,
     ) -> Solver:
         """Load a checkpoint folder, or a model repository of the Hugging Face hub by `owner/name`.
 
+        `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles.
         With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
         """
         model, _ = load_model(_locate(str(name)), trust=trust)
-        return cls(model, slots=slots, device=device, max_waiting=max_waiting)
+        return cls(model, slots=slots, device=device, max_waiting=max_waiting, compile=compile)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into a folder that `from_pretrained` reads."""
