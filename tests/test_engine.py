@@ -1,5 +1,6 @@
 """The slot engine: who is in which slot when, and that nobody notices the others."""
 
+import itertools
 import math
 import random
 from collections import Counter
@@ -95,6 +96,16 @@ def test_every_row_has_its_own_budget(counting):
     assert got == budgets
 
 
+def test_a_newcomers_first_answer_is_a_change(counting):
+    """Who takes a slot with the same answer as the one that left it has not converged by that."""
+    engine = Engine(counting, slots=2)
+    engine.submit(row(9), Steps(9))  # keeps the slots from being made anew
+    for _ in range(3):
+        engine.submit(row(1), Converged(1) | Steps(9))
+    ended = [(work.stopped_by, work.progress.steps) for work in drain(engine)]
+    assert ended == [("converged", 2)] * 3 + [("steps", 9)]
+
+
 def test_the_rules_stop_a_row_as_soon_as_they_accept(counting):
     """Under Verified a row ends with the first answer that `check` accepts, whatever the model believes."""
     engine = Engine(counting, slots=2)
@@ -158,20 +169,22 @@ def test_the_number_of_lengths_in_slots_is_bounded_and_nobody_starves(counting):
     """However many lengths come, at most LANES are in slots; and while puzzles of LANES lengths come without end,
     faster than they are solved, one of another length is not overtaken by what came after it.
     """
-    engine = Engine(counting, slots=2)
+    engine = Engine(counting, slots=3)
+    lives = itertools.cycle([2, 3, 5, 7])  # so that the slots of a length are not free all at once
 
     def crowd():
         for length in range(1, LANES + 1):
-            engine.submit(np.full(length, 3, np.int32), USUAL)
+            engine.submit(np.full(length, next(lives), np.int32), USUAL)
+        next(lives)
 
-    crowd()
-    crowd()
+    for _ in range(3):
+        crowd()
     engine.step()
     other = engine.submit(np.full(50, 2, np.int32), USUAL)
-    for _ in range(LANES * 10):
+    for _ in range(LANES * 20):
         crowd()
         engine.step()
-        assert engine.active <= 2 * LANES
+        assert engine.active <= 3 * LANES
         if other.stopped_by:
             break
     assert other.stopped_by == "halted"

@@ -247,9 +247,10 @@ def test_siblings_end_with_the_first_verified_one_but_for_the_single_pass():
     assert (solution.start, solution.verified, solution.total_steps) == (0, True, 8 + 2 * 4)
 
 
-def test_a_sibling_that_is_given_up_frees_its_slot():
-    """The single pass needs 8 steps; a view that is right after 2 ends the third start, and its slot is free while the
-    single pass goes on.
+@pytest.mark.parametrize("slots", [3, 1])
+def test_siblings_get_no_more_steps_than_the_verified_one_needed(slots):
+    """The single pass needs 8 steps. A view that is right after 2 ends the other start after as many, whether that was
+    in a slot beside it or still waited for one; where `verified` is not the first rule it goes on.
     """
 
     class Easy(TrustedRows):
@@ -264,7 +265,7 @@ def test_a_sibling_that_is_given_up_frees_its_slot():
 
     task = Easy(RowsConfig())
     task.count = 0
-    solver = Solver(counting_model(task), slots=3, device="cpu")
+    solver = Solver(counting_model(task), slots=slots, device="cpu")
     budget = Halted() | Steps(12)
     (solution,) = solver.solve([[8, 1, 1]], budget, starts=Starts(count=3, views=True))
     assert (solution.start, solution.steps, solution.verified) == (1, 2, True)

@@ -21,7 +21,8 @@ class Progress:
 
     def __init__(self, *, hidden: bool = False) -> None:
         shown = sys.stderr.isatty() and not hidden
-        self._live = Live(console=Console(stderr=True), auto_refresh=False) if shown else None
+        live = Live(console=Console(stderr=True), auto_refresh=False, redirect_stdout=False)
+        self._live = live if shown else None
         self._begun = self._told = time.monotonic()
         self._count = 0
         self._share = 0.0

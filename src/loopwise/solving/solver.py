@@ -92,6 +92,7 @@ class Solver:
         """FLOPs of a supervision step of a puzzle of that length."""
         self._lock = threading.Lock()
         self._service: Service | None = None
+        self._end_service: Callable[[], object] = lambda: None
 
     @classmethod
     def from_pretrained(
@@ -182,9 +183,8 @@ class Solver:
     def close(self) -> None:
         """End the thread of `submit`, where there is one; puzzles on their way get a SolvingError."""
         with self._lock:
-            if self._service is not None:
-                self._service.close()
-                self._service = None
+            self._end_service()
+            self._service = None
 
     def __enter__(self) -> Solver:
         return self
@@ -248,8 +248,9 @@ class Solver:
             raise puzzle
         if isinstance(puzzle, np.ndarray):
             tokens = np.array(puzzle, dtype=np.int32)
-            if tokens.ndim != 1 or not ((tokens >= 0) & (tokens < self.task.spec.vocab_size)).all():
-                raise PuzzleError(f"tokens are an array [L] of whole numbers below {self.task.spec.vocab_size}")
+            vocab_size = self.reasoner.spec.vocab_size
+            if tokens.ndim != 1 or not ((tokens >= 0) & (tokens < vocab_size)).all():
+                raise PuzzleError(f"tokens are an array [L] of whole numbers below {vocab_size}")
         else:
             tokens = self.task.parse(puzzle)
         self._check_length(len(tokens))
@@ -307,8 +308,10 @@ class Solver:
         """The service of `submit`, started where there is none."""
         with self._lock:
             if self._service is None or self._service.closed:
+                self._end_service()
                 self._service = Service(self.engine(), self.slots + self.max_waiting)
-                weakref.finalize(self, self._service.close)  # also when the program ends
+                # Also when nobody holds the solver any more, and when the program ends.
+                self._end_service = weakref.finalize(self, self._service.close)
             return self._service
 
 
