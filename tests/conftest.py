@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from loopwise.runs import RunConfig, start_run
+from terminal import Terminal
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -15,6 +16,14 @@ def cache_folder(tmp_path_factory):
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LOOPWISE_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def terminal(capsys, tmp_path, monkeypatch):
+    """A terminal in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return Terminal(capsys, tmp_path, monkeypatch)
 
 
 def small_run(task: str, task_options: dict, reasoner_options: dict, training_options: dict) -> RunConfig:

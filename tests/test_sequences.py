@@ -139,6 +139,16 @@ def test_rolling_sum_units(modulus):
     assert seen == {unit for unit in range(1, modulus) if np.gcd(unit, modulus) == 1}
 
 
+@pytest.mark.parametrize("modulus", [2, 3, 4, 6, 10])
+def test_a_task_says_whether_its_puzzles_have_other_views(modulus):
+    """A task is symmetric where some drawn symmetry shows a row in another way: modulo 2 none does."""
+    task = RollingSum(RollingSumConfig(modulus=modulus))
+    row = (np.arange(12) % modulus + 1).astype(np.int32)
+    rng = np.random.default_rng(0)
+    assert task.symmetric == any(not np.array_equal(task.augment(row, row, rng)[0], row) for _ in range(50))
+    assert Sorting(SortingConfig()).symmetric
+
+
 @pytest.mark.parametrize("value", ["3 1 2", "3,1,2", " 3, 1,\t2 ", "3;1;2", "[3, 1, 2]", [3, 1, 2], ["3", "1", "2"]])
 def test_ways_to_write_numbers(value):
     """Numbers may be separated by spaces, commas or semicolons, be JSON, or be a list of numbers or of strings."""
