@@ -84,7 +84,7 @@ def test_every_reasoner_trains_under_the_policies_of_its_paper(name, tmp_path):
     assert type(model.halting) is HALTINGS[cls.default_halting]
     for field, value in SMALL.items():
         assert getattr(model.reasoner.config, field, value) == value
-    assert len(loopwise.load(str(tmp_path / "run"), slots=1).solve(["3 1 2 0"], max_steps=1)[0].tokens) == 4
+    assert len(loopwise.load(str(tmp_path / "run"), slots=1).solve(["3 1 2 0"], 1)[0].tokens) == 4
 
 
 def test_what_a_recipe_says_is_kept_where_it_still_means_something(tmp_path):
