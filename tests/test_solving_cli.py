@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import loopwise
@@ -133,12 +134,18 @@ def test_unordered_records_come_as_they_are_ready_and_say_whose_they_are(termina
 
 
 def test_a_slow_stream_gets_each_answer_before_the_next_line(sorter):
-    """With 64 slots a single line is answered while the input stays open; an interrupt while waiting ends with 130."""
+    """With 64 slots a single line is answered while the input stays open. Waiting costs no time of the processor; an
+    interrupt meanwhile ends with 130.
+    """
     with loopwise_process("solve", sorter, "-", "--json") as process:
         for row in ROWS:
             process.stdin.write(f"{row}\n")
             process.stdin.flush()
             assert "answer" in json.loads(process.stdout.readline())
+        time.sleep(0.3)
+        before = psutil.Process(process.pid).cpu_times()
+        time.sleep(0.5)
+        assert psutil.Process(process.pid).cpu_times().user - before.user < 0.1
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         assert process.stderr.read() == "loopwise: interrupted\n"
@@ -225,6 +232,8 @@ def test_the_seed_fixes_the_starts(terminal, trained):
     for noise in ([], ["--sigma-init", "0.7"], ["--sigma-step", "0.2"]):
         assert run(*noise, "--seed", "5") == run(*noise, "--seed", "5") != run(*noise, "--seed", "6")
     assert run() != run("--sigma-init", "0.7")
+    for record in run("--sigma-init", "1e-6"):  # hardly any noise, and no views beside it
+        assert record["total_steps"] == 4 * record["steps"]
 
 
 def test_a_trace_ends_with_its_budget(terminal, trained):

@@ -18,7 +18,6 @@ import torch
 from loopwise.checkpoint import Model
 from loopwise.errors import SolvingError
 from loopwise.reasoners.base import State
-from loopwise.reasoners.fixed_point import relative_residual
 from loopwise.solving.budgets import Budget, Progress
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.types import IGNORE_LABEL, Batch, Prediction, Tokens
@@ -160,6 +159,8 @@ def read_prediction(prediction: Prediction) -> tuple[Tokens, npt.NDArray[Any], n
 
 def _residuals(new: State, old: State) -> npt.NDArray[Any]:
     """|new - old| / |new| of each row over all tensors of the state: [B]."""
-    pairs = [(a, b) for a, b in zip(new, old, strict=True) if a.is_floating_point()]
-    after, before = (torch.cat([tensor.flatten(1) for tensor in side], dim=1) for side in zip(*pairs, strict=True))
-    return relative_residual(after, before).cpu().numpy()
+    pairs = [(a.float(), b.float()) for a, b in zip(new, old, strict=True) if a.is_floating_point()]
+    change = torch.stack([(a - b).flatten(1).norm(dim=1) for a, b in pairs]).norm(dim=0)
+    size = torch.stack([a.flatten(1).norm(dim=1) for a, _ in pairs]).norm(dim=0)
+    residuals: npt.NDArray[Any] = (change / (size + torch.finfo(size.dtype).tiny)).cpu().numpy()
+    return residuals
