@@ -234,6 +234,7 @@ def test_the_seed_fixes_the_starts(terminal, trained):
     assert run() != run("--sigma-init", "0.7")
     for record in run("--sigma-init", "1e-6"):  # hardly any noise, and no views beside it
         assert record["total_steps"] == 4 * record["steps"]
+        assert record["halt_probability"] == pytest.approx(record["single"]["halt_probability"], abs=1e-4)
 
 
 def test_a_trace_ends_with_its_budget(terminal, trained):
@@ -326,6 +327,7 @@ def test_a_curve_has_tables_numbers_and_a_picture(terminal, trained, tmp_path):
         ("--budget 4 --max-steps 1,2", "--max-steps"),
         ("--starts 2 --max-steps 1,2", "--curve"),
         ("--curve --max-steps 0", "at least 1"),
+        ("--budget 4 --out there", "add --curve"),
         ("--curve --starts 2 --sigma-step -1", "at least 0"),
     ],
 )

@@ -41,6 +41,7 @@ numbers of starts, as tables and as a picture. The options of the task can be ch
   loopwise eval runs/sudoku --task.test-file my_puzzles.csv
 """
 
+OUT = "curve"
 CURVE_STARTS = "1,2,4,8,16"
 CURVE_STEPS = 4
 """A curve goes so many times beyond the number of steps in training."""
@@ -99,7 +100,7 @@ def _arguments(**task: tuple[type, Any, str]) -> type[Any]:
         budget=(str, "", "score the answers under a budget, such as halted|steps=64; default: halted|steps=TRAINED"),
         starts=(str, "", f"numbers of starts to score, such as 1,8; default 1, or with --curve {CURVE_STARTS}"),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
-        out=(str, "curve", "the folder that --curve writes to: curve.json, curve.md and curve.png"),
+        out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),
         limit=(int, 0, "score only the first so many puzzles; 0 means all"),
         slots=(int, 256, "passes that are worked on side by side"),
         trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
@@ -120,6 +121,8 @@ def _check(args: Any) -> None:
         as_budget(args.budget)
     if args.curve:
         require_matplotlib()
+    elif args.out != OUT:
+        raise ConfigError("--out is where --curve writes to; add --curve")
     elif args.max_steps and (args.budget or args.starts):
         raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
 

@@ -65,10 +65,7 @@ class Lines:
             number = stream.fileno()
             found = os.fstat(number)
             select.select([number], [], [], 0)
-        except (
-            OSError,
-            ValueError,
-        ):  # no file of the system's, or a system that cannot tell whether there is something
+        except (OSError, ValueError):  # no file of the system's, or one that cannot be asked whether there is something
             yield from iter(lambda: stream.readline(CHUNK), b"")
             return
         self._size = found.st_size if stat.S_ISREG(found.st_mode) else 0

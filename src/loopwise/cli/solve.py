@@ -64,7 +64,9 @@ class Arguments(StartOptions):
     budget: Annotated[str, tyro.conf.arg(metavar="BUDGET")] = ""
     """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
     starts: int = 1
-    """Passes that a puzzle gets; the best is its answer, and the single pass is told beside it."""
+    """Passes that a puzzle gets, the single pass and others of the puzzle in other symmetries of the task, or, where it
+    has none, from noisy states; the best is the answer.
+    """
     slots: int = 64
     """Passes that are worked on side by side; the answers are the same at equal slots."""
     device: Device = "auto"

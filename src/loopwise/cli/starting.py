@@ -19,11 +19,9 @@ class StartOptions:
     select: str = "verified,q"
     """How the best start is chosen, at a tie by the next: of verified, q (halt probability), residual, vote, first."""
     sigma_init: float = 0.0
-    """Let starts differ by noise of this size in the initial state. By default they see the puzzle in other symmetries
-    of the task; where it has none they differ by noise of size 1.
-    """
+    """Let starts differ by noise of this size in the initial state, instead of by the task's symmetries."""
     sigma_step: float = 0.0
-    """Let starts differ by noise of this size before each step."""
+    """Let starts differ by noise of this size before each step, instead of by the task's symmetries."""
     seed: int = 0
     """Fixes symmetries and noise."""
 
