@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loopwise.data import cache
 from loopwise.errors import ConfigError, DataError, LoopwiseError, PuzzleError
 from loopwise.tasks.table import Table, TableConfig
 from loopwise.types import SPLITS
@@ -495,3 +496,14 @@ def test_any_file(tmp_path_factory, name, content):
         with pytest.raises(LoopwiseError) as raised:
             table(str(path)).examples("train")
         assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path, monkeypatch):
+    """The cache never hands out what a user's file held before."""
+    monkeypatch.setenv("LOOPWISE_CACHE", str(tmp_path / "cache"))
+    file, firsts = tmp_path / "rows.csv", []
+    for digit in "12":
+        file.write_text("input,output\n" + "".join(f"{digit}{n:03d},{n:03d}{digit}\n" for n in range(100)))
+        task = Table(TableConfig(file=str(file)))
+        firsts.append(task.format(cache.examples(task, "train").inputs[0], "1000")[0])
+    assert firsts == ["1", "2"]

@@ -71,6 +71,11 @@ class Sudoku(Task[SudokuConfig]):
         counts: dict[Split, int | None] = {"train": config.train, "validation": config.validation, "test": config.test}
         self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed)
 
+    @property
+    def cacheable(self) -> bool:
+        """Whether no file of the user's has a say, which may change."""
+        return not (self.config.train_file or self.config.test_file)
+
     @cached_property
     def spec(self) -> TaskSpec:
         """V = n + 2 tokens on n x n cells."""

@@ -79,6 +79,11 @@ class Table(Task[TableConfig]):
         self._restored = codec
 
     @property
+    def cacheable(self) -> bool:
+        """Never: the file may change."""
+        return False
+
+    @property
     def foreign_rules(self) -> bool:
         """Whether there is a checker. It is imported here, where no time limit of its calls counts yet."""
         return bool(self.config.checker) and callable(self._checker)
