@@ -11,10 +11,6 @@ which split the grid belongs to, so that even on a 4x4 board, of 288 grids in al
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
 from collections.abc import Mapping
 from functools import cache, cached_property
 from importlib import resources
@@ -26,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loopwise.errors import DataError
+from loopwise.tasks.question_csv import read_columns
 from loopwise.tasks.sudoku_boards import Board, Flags, Grids, Index, dig, is_solution, random_grids, restore_clues
 from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, signature
 from loopwise.types import SPLITS, Split
@@ -62,47 +59,12 @@ def symbol_codes(board: Board) -> npt.NDArray[np.uint8]:
     return codes
 
 
-def _read_text(source: Path | Traversable, name: str) -> str:
-    try:
-        raw = source.read_bytes()
-        return (gzip.decompress(raw) if name.endswith(".gz") else raw).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"there is no file {name!r}; give the path of a CSV with columns question,answer") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {name!r} ({reason}); give a CSV file, plain or .gz") from error
-
-
-def _columns(text: str, name: str, cells: int) -> tuple[list[str], list[str], list[int]]:
-    """The questions, the answers, and the line of the file that each stands on."""
-    reader = csv.DictReader(io.StringIO(text))
-    columns: dict[str, list[str]] = {"question": [], "answer": []}
-    lines: list[int] = []
-    try:
-        for column in columns:
-            if column not in (reader.fieldnames or ()):
-                raise DataError(f"{name!r} has no column {column!r}; its first line must name question and answer")
-        for row in reader:
-            for column, values in columns.items():
-                value = (row[column] or "").strip()
-                if len(value) != cells:
-                    reason = f"the {column} has {len(value)} symbols and must have {cells}"
-                    raise DataError(f"{name!r}, line {reader.line_num}: {reason}; correct or remove the line")
-                values.append(value)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{name!r}, line {reader.line_num}: {error}; correct or remove the line") from error
-    if not lines:
-        raise DataError(f"{name!r} has no puzzles; give a CSV with a line for each below the names of the columns")
-    return columns["question"], columns["answer"], lines
-
-
 def read_csv(board: Board, source: Path | Traversable, name: str) -> Puzzles:
     """Read puzzles from a CSV, plain or gzip, with columns question and answer (others are passed over).
 
     That an answer is the only one is taken on trust. Raises DataError with the line and the reason.
     """
-    questions, answers, lines = _columns(_read_text(source, name), name, board.cells)
+    questions, answers, lines = read_columns(source, name, board.cells)
 
     def refuse(bad: Flags, reason: str) -> None:
         if bad.any():
