@@ -48,15 +48,19 @@ class SudokuConfig(TaskConfig):
     """CSV (.gz too) with columns question,answer to train and validate on; empty: shipped for 9x9, else generated."""
     test_file: str = ""
     """CSV (.gz too) with columns question,answer to test on; empty: generated, 9x9 far easier than Sudoku-Extreme."""
+    extreme: int = 0
+    """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 60 a second."""
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
         Board.parse(self.box)
-        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("seed", 0)):
+        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("extreme", 0), ("seed", 0)):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ConfigError(f"sudoku: {option} is {value}, must be at least {least}")
+        if self.extreme and Board.parse(self.box) != Board(3, 3):
+            raise ConfigError(f"sudoku: extreme puzzles are made for box 3x3, not for {self.box}; leave extreme at 0")
 
 
 class Sudoku(Task[SudokuConfig]):
@@ -69,7 +73,7 @@ class Sudoku(Task[SudokuConfig]):
         super().__init__(config)
         self.board = Board.parse(config.box)
         counts: dict[Split, int | None] = {"train": config.train, "validation": config.validation, "test": config.test}
-        self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed)
+        self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed, config.extreme)
 
     @cached_property
     def spec(self) -> TaskSpec:

@@ -2,7 +2,7 @@
 
     test        a file, or generated
     validation  held out from the training file, or generated
-    train       a file (9x9: the one that travels with the package), or generated
+    train       a file (9x9: the one that travels with the package), or generated; and neighbours of its hard puzzles
 
 The splits are made in this order, and each leaves out what an earlier one has: the same puzzle under symmetry (equal
 `signature`) and the same solution grid, cell by cell. Where a split is generated, a hash of the grid and the seed says
@@ -11,7 +11,7 @@ which split the grid belongs to, so that even on a 4x4 board, of 288 grids in al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from loopwise.errors import DataError
 from loopwise.tasks.question_csv import read_columns
 from loopwise.tasks.sudoku_boards import Board, Flags, Grids, Index, dig, is_solution, random_grids, restore_clues
+from loopwise.tasks.sudoku_extreme import extremes, one_level
 from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, signature
 from loopwise.types import SPLITS, Split
 
@@ -46,6 +47,10 @@ class Puzzles(NamedTuple):
     def rows(self, index: npt.NDArray[Any]) -> Puzzles:
         """The puzzles that `index` (anything numpy takes) selects."""
         return Puzzles(self.puzzles[index], self.solutions[index])
+
+    def and_also(self, others: Puzzles) -> Puzzles:
+        """These puzzles and others behind them."""
+        return Puzzles(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
 
 
 @cache
@@ -110,9 +115,15 @@ class SudokuData:
     """The splits of one configuration; made when first asked for. A count of None is the board's own."""
 
     def __init__(
-        self, board: Board, counts: Mapping[Split, int | None], train_file: str, test_file: str, seed: int
+        self,
+        board: Board,
+        counts: Mapping[Split, int | None],
+        train_file: str,
+        test_file: str,
+        seed: int,
+        extreme: int = 0,
     ) -> None:
-        self.board, self.counts, self.seed = board, counts, seed
+        self.board, self.counts, self.seed, self.extreme = board, counts, seed, extreme
         self.train_file, self.test_file = train_file, test_file
         self.shipped = not train_file and (board.box_rows, board.box_columns) == (3, 3)
 
@@ -123,7 +134,8 @@ class SudokuData:
         if split == "validation":
             return self.validation
         if self.shipped or self.train_file:
-            return self._training_file().rows(self._file_split[1])
+            train = self._training_file().rows(self._file_split[1])
+            return train.and_also(self._extremes(train)) if self.extreme else train
         return self._generate("train", _Taken(self.board, self._reserved, self.validation))
 
     @cached_property
@@ -204,26 +216,60 @@ class SudokuData:
         return free[held_out], train
 
     def _generate(self, split: Split, taken: _Taken) -> Puzzles:
-        """Generate puzzles until there are as many as wanted, or until almost none is new."""
-        asked = self.counts[split]
+        """Generate the puzzles of a split."""
+        asked, rng, n = self.counts[split], self._rng(split), self.board.side
         wanted = _default_count(self.board, split) if asked is None else asked
-        rng, found = self._rng(split), Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
+        found = self._collect(lambda count: self._fresh(split, count, rng), wanted, taken)
+        have = len(found.puzzles)
+        if have < wanted and (asked is not None or not have):
+            raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
+        return found
+
+    def _extremes(self, train: Puzzles) -> Puzzles:
+        """Make puzzles beside the hard ones of the training split, then beside those made, and so on.
+
+        The further away the easier, so each round goes on until it gives little. None is of a held-out family.
+        """
+        board, rng = self.board, np.random.default_rng([self.seed, len(SPLITS)])
+        seeds = train.puzzles[~one_level(board, train.puzzles)]
+        if not len(seeds):
+            reason = "the training puzzles can all be solved by one level of trial and error"
+            raise DataError(f"{reason}: `extreme` has nothing to begin with; give harder ones as `train_file`")
+        held_out = np.concatenate(
+            [signature(board, p.solutions, p.solutions) for p in (self._reserved, self.validation)]
+        )
+
+        def draw(count: int) -> Puzzles:
+            fresh = Puzzles(*extremes(board, seeds, count, rng))
+            return fresh.rows(~np.isin(signature(board, fresh.solutions, fresh.solutions), held_out))
+
+        found, more = train.rows(np.arange(0)), train
+        while len(found.puzzles) < self.extreme and len(more.puzzles):
+            taken = _Taken(board, self._reserved, self.validation, train, found)
+            more = self._collect(draw, self.extreme - len(found.puzzles), taken, least=0.2)
+            found = found.and_also(more)
+            seeds = found.puzzles
+        if len(found.puzzles) < self.extreme:
+            reason = f"only {len(found.puzzles)} extreme puzzles were found beside the hard ones of the training split"
+            raise DataError(f"{reason}; lower `extreme` or give more hard ones as `train_file`")
+        return found
+
+    def _collect(self, draw: Callable[[int], Puzzles], wanted: int, taken: _Taken, least: float = 0.02) -> Puzzles:
+        """Draw many puzzles at a time until there are as many as wanted, or less than a share `least` is new."""
+        found = Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
         signatures = np.zeros(0, dtype=np.uint64)
         new = block = 1
-        while len(signatures) < wanted and 50 * new >= block:
+        while len(signatures) < wanted and new >= least * block:
             block = min(BLOCK, max(64, wanted - len(signatures)))
-            fresh = self._fresh(split, block, rng)
+            fresh = draw(block)
             marks = signature(self.board, *fresh)
             # Equal signatures count as equal puzzles. Should two differ after all, one is lost and no harm is done.
             first = np.sort(np.unique(marks, return_index=True)[1])
             first = first[taken.free(fresh, marks)[first] & ~np.isin(marks[first], signatures)]
             new = len(first)
             signatures = np.concatenate([signatures, marks[first]])
-            found = Puzzles(*(np.concatenate(pair) for pair in zip(found, fresh.rows(first), strict=True)))
-        have, n = len(signatures), self.board.side
-        if have < wanted and (asked is not None or not have):
-            raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
-        return found.rows(np.arange(min(have, wanted)))
+            found = found.and_also(fresh.rows(first))
+        return found.rows(np.arange(min(len(signatures), wanted)))
 
     def _fresh(self, split: Split, count: int, rng: np.random.Generator) -> Puzzles:
         """Generate at most `count` puzzles on grids that belong to the split."""
