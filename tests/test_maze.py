@@ -396,7 +396,7 @@ def test_files(tmp_path, mazes, write, ending):
         "test_file": write(tmp_path / f"test{ending}", test),
     }
     task = Maze(MazeConfig(size=9, **files))
-    assert not task.cacheable
+    assert set(task.files) == set(files.values())
     found = {split: task.examples(split).inputs for split in SPLITS}
     np.testing.assert_array_equal(found["test"], test)
     assert [len(found[split]) for split in SPLITS] == [36, 4, 20]

@@ -47,9 +47,9 @@ class Task(ABC, Generic[C]):
         self.config = config
 
     @property
-    def cacheable(self) -> bool:
-        """Whether `examples` depends on the config alone, and not on a file of the user's that may change."""
-        return True
+    def files(self) -> tuple[str, ...]:
+        """The files of the user's that `examples` reads: what was made of one is made anew when it has changed."""
+        return ()
 
     @property
     @abstractmethod

@@ -79,9 +79,9 @@ class Maze(Task[MazeConfig]):
         self._data = MazeData(config.size, config.least, counts, config.train_file, config.test_file, config.seed)
 
     @property
-    def cacheable(self) -> bool:
-        """Whether no file has a say."""
-        return not (self.config.train_file or self.config.test_file)
+    def files(self) -> tuple[str, ...]:
+        """Those that are given."""
+        return tuple(file for file in (self.config.train_file, self.config.test_file) if file)
 
     @cached_property
     def spec(self) -> TaskSpec:

@@ -75,6 +75,11 @@ class Sudoku(Task[SudokuConfig]):
         counts: dict[Split, int | None] = {"train": config.train, "validation": config.validation, "test": config.test}
         self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed, config.extreme)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Those that are given."""
+        return tuple(file for file in (self.config.train_file, self.config.test_file) if file)
+
     @cached_property
     def spec(self) -> TaskSpec:
         """V = n + 2 tokens on n x n cells."""

@@ -79,6 +79,11 @@ class Table(Task[TableConfig]):
         self._restored = codec
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The one that is given."""
+        return (self.config.file,)
+
+    @property
     def spec(self) -> TaskSpec:
         """Vocabulary and shape, worked out from the file or restored from a checkpoint."""
         return self._codec.spec
