@@ -402,6 +402,10 @@ def test_files(tmp_path, mazes, write, ending):
     assert [len(found[split]) for split in SPLITS] == [36, 4, 20]
     both = np.concatenate([found["train"], found["validation"]])
     assert {maze.tobytes() for maze in both.astype(np.uint8)} == {maze.tobytes() for maze in train}
+    assert task.summary().splitlines()[1:] == [
+        f"{files['train_file']}: 48 mazes, 3 of them repeats up to symmetry",
+        "5 are test mazes in disguise; these and the repeats are left out",
+    ]
     fewer = Maze(MazeConfig(size=9, train=7, validation=2, test=3, **files))
     assert [len(fewer.examples(split).inputs) for split in SPLITS] == [7, 2, 3]
     generated = Maze(MazeConfig(size=9, train=5, validation=5, test_file=files["test_file"]))

@@ -95,6 +95,10 @@ class Maze(Task[MazeConfig]):
         labels = np.array([solve(maze) for maze in inputs], dtype=np.int32).reshape(inputs.shape)
         return Examples(inputs, labels, np.zeros(len(inputs), dtype=np.int32))
 
+    def summary(self) -> str:
+        """What it is, and what the training file has in common with the test split."""
+        return "\n".join([super().summary(), *self._data.remarks()])
+
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Rotate or reflect the maze and solve it anew, for the rule of the label knows up from down.
 

@@ -69,6 +69,18 @@ class MazeData:
         found = [maze for key, maze in _distinct(read_mazes(self.train_file, self.size)).items() if key not in tests]
         return self._rng("train").permutation(_stacked(found, self.size))
 
+    def remarks(self) -> list[str]:
+        """What the training file repeats, and what of it are test mazes; a line each."""
+        if not self.train_file:
+            return []
+        train = read_mazes(self.train_file, self.size)
+        known, tests = list(_distinct(train)), _distinct(self._tests)
+        leaks = sum(key in tests for key in known)
+        return [
+            f"{self.train_file}: {len(train):,} mazes, {len(train) - len(known)} of them repeats up to symmetry",
+            f"{leaks} are test mazes in disguise; these and the repeats are left out",
+        ]
+
     def _held_out(self) -> int:
         """How many mazes of the training file are for validation."""
         have, asked = len(self._of_file), self.counts["validation"]

@@ -92,6 +92,10 @@ class Sudoku(Task[SudokuConfig]):
         inputs, labels = (grids.astype(np.int32) + 1 for grids in found)
         return Examples(inputs, labels, np.zeros(len(inputs), dtype=np.int32))
 
+    def summary(self) -> str:
+        """What it is, and what the training file has in common with the test file."""
+        return "\n".join([super().summary(), *self._data.remarks()])
+
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Draw a symmetry of the board; a grid that is held out for validation or test never comes out as labels.
 

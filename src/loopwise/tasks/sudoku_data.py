@@ -25,7 +25,7 @@ from loopwise.errors import DataError
 from loopwise.tasks.question_csv import read_columns
 from loopwise.tasks.sudoku_boards import Board, Flags, Grids, Index, dig, is_solution, random_grids, restore_clues
 from loopwise.tasks.sudoku_extreme import extremes, one_level
-from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, signature
+from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, same, signature
 from loopwise.types import SPLITS, Split
 
 __all__ = ["Puzzles", "SudokuData", "read_csv", "symbol_codes"]
@@ -176,11 +176,32 @@ class SudokuData:
             raise DataError(f"{name!r} has {len(index)} puzzles for {split}, {count} are asked for; lower `{split}`")
         return np.sort(self._rng(split).permutation(index)[:count])
 
+    def remarks(self) -> list[str]:
+        """What the training file repeats, and what of it the test file has, too; a line each."""
+        if not (self.shipped or self.train_file):
+            return []
+        board, train = self.board, self._training_file()
+        first = np.unique(signature(board, *train), return_index=True)[1]
+        others = train.rows(np.delete(np.arange(len(train.puzzles)), first))
+        repeats = len({j for _, j in same(board, train.rows(first), others)})
+        lines = [f"{self._training_name}: {len(train.puzzles):,} puzzles, {repeats} of them repeats up to symmetry"]
+        if self.test_file:
+            pairs = same(board, train, self._reserved)
+            numbers = ", ".join(f"{i + 1} is test puzzle {j + 1}" for i, j in pairs[:3])
+            grids, tested = (signature(board, p.solutions, p.solutions) for p in (train, self._reserved))
+            related = int(np.isin(grids, tested).sum())
+            lines.append(f"{len(pairs)} are test puzzles in disguise and left out, {related} have the grid of one")
+            lines[-1] += f" (number {numbers})" if pairs else ""
+        return lines
+
+    @property
+    def _training_name(self) -> str:
+        return self.train_file or "sudoku_train_1k.csv"
+
     def _training_file(self) -> Puzzles:
-        if self.shipped:
-            name = "sudoku_train_1k.csv"
-            return read_csv(self.board, resources.files("loopwise.tasks") / "assets" / name, name)
-        return read_csv(self.board, Path(self.train_file), self.train_file)
+        name = self._training_name
+        folder = resources.files("loopwise.tasks") / "assets"
+        return read_csv(self.board, folder / name if self.shipped else Path(name), name)
 
     @cached_property
     def _file_split(self) -> tuple[Index, Index]:
@@ -190,7 +211,7 @@ class SudokuData:
         puzzles are made by moving a clue or two of others. Below side 9 there are too few grids for that (49 of 6x6),
         and a family is a puzzle with its symmetric images.
         """
-        found, name = self._training_file(), self.train_file or "sudoku_train_1k.csv"
+        found, name = self._training_file(), self._training_name
         taken = _Taken(self.board, self._reserved)
         free = np.flatnonzero(taken.free(found, signature(self.board, *found)))
         usable = found.rows(free)
