@@ -423,6 +423,8 @@ def test_unusable_files(tmp_path, mazes):
     relabelled, padded, blocked = labels.copy(), mazes.copy(), mazes.copy()
     relabelled[other[0]] = other[1]
     padded[2, 0] = 0
+    huge = mazes.astype(np.int64)
+    huge[1, 0] += 256
     blocked[3][blocked[3] == OPEN] = WALL
     (tmp_path / "text.npz").write_text("no zip file")
     np.savez(tmp_path / "names.npz", mazes=mazes)
@@ -430,6 +432,7 @@ def test_unusable_files(tmp_path, mazes):
     for name, message in (
         (write_npz(tmp_path / "relabelled.npz", mazes, relabelled), f"row {other[0]}: its label is not the shortest"),
         (write_npz(tmp_path / "padded.npz", padded), "row 2: the maze has other symbols"),
+        (write_npz(tmp_path / "huge.npz", huge, labels), "row 1: the maze has other symbols"),
         (write_npz(tmp_path / "blocked.npz", blocked), "row 3: (no way leads|its label)"),
         (
             write_npz(tmp_path / "short.npz", mazes[:, :80], labels),

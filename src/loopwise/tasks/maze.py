@@ -38,7 +38,7 @@ class MazeConfig(TaskConfig):
     size: int = 30
     """Rows, and columns, of a maze: 3 to 64."""
     min_moves: int | None = None
-    """Fewest moves of the shortest path of a generated maze. None: 109 for 30x30, as published; as rare at any size."""
+    """Fewest moves of a generated maze's shortest path. None: 109 at 30x30, as published; elsewhere about as rare."""
     train: int | None = None
     """Training mazes. None: 1,000 are generated, 10,000 up to 15x15; of a file, all that are left."""
     validation: int | None = None

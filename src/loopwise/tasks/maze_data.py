@@ -5,8 +5,8 @@
     train       a file, or generated
 
 The splits are made in this order, and each leaves out what an earlier one has, also rotated, reflected or with S and G
-exchanged. Which split a generated maze belongs to its number of walls says, which none of these change: so no other
-seed, and no other number of mazes, brings a test maze into training.
+exchanged. A generated maze belongs to a split by its number of walls, which none of these change: so no other seed, and
+no other number of mazes, brings a test maze into training.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ def _read_npz(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:
         if array.dtype.kind not in "iu" or array.shape != (len(mazes), cells) or not len(array):
             what = f"whole numbers [N, {cells}]"
             raise DataError(f"{name!r} has {array.dtype} {list(array.shape)} where {what} must be; see `size`")
-    return mazes.astype(np.uint8), answers.astype(np.uint8), [f"row {row}" for row in range(len(mazes))]
+    mazes, answers = (np.clip(array, 0, 255).astype(np.uint8) for array in (mazes, answers))
+    return mazes, answers, [f"row {row}" for row in range(len(mazes))]
 
 
 def _read_csv(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:

@@ -6,7 +6,7 @@ other boards they are generated, each with one solution and, from side 6 to 9, m
 
 The 9x9 puzzles of the `test` split are generated too unless `test_file` names a file. They are far easier than
 Sudoku-Extreme (random minimal puzzles, about 24 clues, mostly solved by logic): a number on them must not be compared
-with published ones.
+with published ones. For training, `extreme` makes more of the hard ones.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SudokuConfig(TaskConfig):
     test_file: str = ""
     """CSV (.gz too) with columns question,answer to test on; empty: generated, 9x9 far easier than Sudoku-Extreme."""
     extreme: int = 0
-    """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 60 a second."""
+    """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 50 a second."""
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 

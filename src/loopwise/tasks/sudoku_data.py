@@ -11,7 +11,7 @@ which split the grid belongs to, so that even on a 4x4 board, of 288 grids in al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -90,15 +90,16 @@ def read_csv(board: Board, source: Path | Traversable, name: str) -> Puzzles:
 
 
 class _Taken:
-    """What earlier splits have."""
+    """What earlier splits have, and what the split itself has so far (`own`), whose grids may come again."""
 
-    def __init__(self, board: Board, *earlier: Puzzles) -> None:
+    def __init__(self, board: Board, *earlier: Puzzles, own: Sequence[Puzzles] = ()) -> None:
         self.board = board
-        self.signatures = np.concatenate([signature(board, *p) for p in earlier] or [np.zeros(0, np.uint64)])
-        self.grids = np.concatenate([grid_hashes(p.solutions) for p in earlier] or [np.zeros(0, np.uint64)])
+        none = [np.zeros(0, np.uint64)]
+        self.signatures = np.concatenate([signature(board, *p) for p in (*earlier, *own)] or none)
+        self.grids = np.concatenate([grid_hashes(p.solutions) for p in earlier] or none)
 
     def free(self, found: Puzzles, signatures: Hashes) -> Flags:
-        """Which puzzles [N] share neither a signature nor a solution grid with an earlier split."""
+        """Which puzzles [N] have neither a signature nor a solution grid that is taken."""
         taken = np.isin(signatures, self.signatures) | np.isin(grid_hashes(found.solutions), self.grids)
         return np.asarray(~taken)
 
@@ -266,7 +267,7 @@ class SudokuData:
 
         found, more = train.rows(np.arange(0)), train
         while len(found.puzzles) < self.extreme and len(more.puzzles):
-            taken = _Taken(board, self._reserved, self.validation, train, found)
+            taken = _Taken(board, self._reserved, self.validation, own=(train, found))
             more = self._collect(draw, self.extreme - len(found.puzzles), taken, least=0.2)
             found = found.and_also(more)
             seeds = found.puzzles

@@ -71,10 +71,8 @@ def neighbours(board: Board, puzzles: Grids, rng: np.random.Generator) -> tuple[
     owner, grids = _all_solutions(board, fewer)
     place = board.side * np.arange(board.cells) + grids.astype(np.intp) - 1
     place += board.side * board.cells * owner[:, None]
-    with_clue = np.bincount(
-        place.ravel(), minlength=board.side * fewer.size
-    )  # how many solutions each clue would leave
-    number, cell = np.nonzero((with_clue[place] == 1) & (np.arange(board.cells) != taken[owner][:, None]))
+    left = np.bincount(place.ravel(), minlength=board.side * fewer.size)  # solutions that have a digit in a cell
+    number, cell = np.nonzero((left[place] == 1) & (np.arange(board.cells) != taken[owner][:, None]))
     found = fewer[owner[number]]
     found[np.arange(len(number)), cell] = grids[number, cell]
     return found, grids[number]
