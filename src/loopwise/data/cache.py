@@ -44,12 +44,16 @@ def fingerprint(data: Examples) -> str:
 def examples(task: Task[Any], split: Split) -> Examples:
     """The examples of a split, from the cache where they are there, else from the task and then into the cache.
 
-    A task that reads a file of the user's is not cached, nor one that is the user's own code: both may change. A cache
-    that cannot be written is no error, only slower.
+    Where a file of the user's has changed since, they are made anew. A task that is the user's own code is not cached,
+    for it may change, too. A cache that cannot be written is no error, only slower.
     """
-    if not task.cacheable or not type(task).__module__.startswith("loopwise."):
+    if not type(task).__module__.startswith("loopwise."):
         return task.examples(split)
-    key = json.dumps([_source(), task.name, to_json(task.config), split], sort_keys=True)
+    try:
+        files = [_stamp(Path(file)) for file in task.files]
+    except (OSError, ValueError):
+        return task.examples(split)  # which says what is wrong with the file
+    key = json.dumps([_source(), task.name, to_json(task.config), split, files], sort_keys=True)
     folder = cache_folder() / f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
         return Examples(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Examples._fields))
@@ -57,6 +61,12 @@ def examples(task: Task[Any], split: Split) -> Examples:
         made = task.examples(split)
         _keep(made, folder)
         return made
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """What changes when a file does: its place, its size in bytes, and the time it was written, in nanoseconds."""
+    stat = file.stat()
+    return str(file.resolve()), stat.st_size, stat.st_mtime_ns
 
 
 @lru_cache

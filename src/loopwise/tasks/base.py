@@ -47,9 +47,9 @@ class Task(ABC, Generic[C]):
         self.config = config
 
     @property
-    def cacheable(self) -> bool:
-        """Whether `examples` depends on the config alone, and not on a file of the user's that may change."""
-        return True
+    def files(self) -> tuple[str, ...]:
+        """The files of the user's that `examples` reads: what was made of one is made anew when it has changed."""
+        return ()
 
     @property
     def foreign_rules(self) -> bool:
@@ -76,7 +76,9 @@ class Task(ABC, Generic[C]):
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Draw a symmetry of the task: an equivalent puzzle [L], its labels [L], and the way back for an answer [L].
 
-        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL. The arguments are not changed.
+        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL; but where a puzzle has several right
+        answers and the label is chosen by a rule that the symmetry breaks, the new label is chosen by it anew, and
+        comes back as one of the right answers. The arguments are not changed.
         """
         return inputs, labels, identity
 
