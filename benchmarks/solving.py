@@ -68,7 +68,7 @@ def static_batch(solver: Solver, puzzles: Tokens, *, halting: bool) -> Answered:
     A puzzle that halts keeps the answer of that step, and is computed along until all have.
     """
     inputs = torch.as_tensor(puzzles, dtype=torch.int64).to(solver.device)
-    batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
+    batch = Batch.unlabelled(inputs)
     state = solver.reasoner.init_state(*inputs.shape)
     answers = np.zeros(puzzles.shape, np.int32)
     halted = np.zeros(len(puzzles), bool)

@@ -17,7 +17,6 @@ import torch
 
 from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError, LoopwiseError
-from loopwise.reasoners.carry import Carry, empty_carry
 from loopwise.solving.budgets import HALT_THRESHOLD, Budget, Steps, Verified
 from loopwise.solving.checking import Checker
 from loopwise.solving.lane import computed_rows
@@ -235,15 +234,15 @@ def _evaluate_rows(
     device = next(model.reasoner.parameters()).device
     padded = [np.concatenate([column, np.repeat(column[:1], computed_rows(slots) - count, axis=0)]) for column in rows]
     inputs, _, puzzle_ids = (torch.as_tensor(np.array(c), dtype=torch.int64, device=device) for c in padded)
-    carry: Carry = empty_carry(model.reasoner, Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), puzzle_ids))
+    batch = Batch.unlabelled(inputs, puzzle_ids)
     labels = np.asarray(rows.labels)
     asked = labels != IGNORE_LABEL
-    state = carry.state
+    state = model.reasoner.init_state(*inputs.shape)
     columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": [], "decided": []}
     stopped = np.zeros(count, dtype=np.int64)
     stopped_exact = np.zeros(count, dtype=bool)
     for step in range(1, wanted[-1] + 1):
-        state, prediction, _ = model.step(state, carry.batch)
+        state, prediction, _ = model.step(state, batch)
         answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
         right = (answers == labels) | ~asked
         exact = right.all(-1)

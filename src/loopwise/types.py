@@ -84,6 +84,12 @@ class Batch(NamedTuple):
     labels: Tensor  # [B, L] int64, IGNORE_LABEL where nothing is asked or known
     puzzle_ids: Tensor  # [B] int64
 
+    @classmethod
+    def unlabelled(cls, inputs: Tensor, puzzle_ids: Tensor | None = None) -> Batch:
+        """Puzzles [B, L] whose answers nobody knows; with identity 0, the blank one, unless others are given."""
+        blank = inputs.new_zeros(inputs.shape[0])
+        return cls(inputs, inputs.new_full(inputs.shape, IGNORE_LABEL), blank if puzzle_ids is None else puzzle_ids)
+
 
 class Prediction(NamedTuple):
     """What a reasoner says after one supervision step."""

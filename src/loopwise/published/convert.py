@@ -32,7 +32,7 @@ from loopwise.storage import write_text
 from loopwise.tasks.base import Task
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.tasks.table import Table, TableConfig
-from loopwise.types import IGNORE_LABEL, Batch, Json
+from loopwise.types import Batch, Json
 
 __all__ = ["ImportOptions", "Imported", "Parity", "import_checkpoint", "parity"]
 
@@ -178,7 +178,7 @@ def parity(model: Model, weights: dict[str, Tensor], schedule: Schedule, steps: 
     rng = generator("cpu", 0)
     tokens = torch.randint(spec.vocab_size, (puzzles, length), generator=rng)
     identifiers = torch.randint(spec.num_puzzle_ids, (puzzles,), generator=rng)
-    batch = Batch(tokens, torch.full_like(tokens, IGNORE_LABEL), identifiers)
+    batch = Batch.unlabelled(tokens, identifiers)
     state = reasoner.init_state(puzzles, length)
     differences, largest = [], [1.0]
     for logits, values in published_steps(weights, schedule, tokens, identifiers, steps):

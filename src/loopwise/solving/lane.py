@@ -20,7 +20,7 @@ from loopwise.errors import SolvingError
 from loopwise.reasoners.base import State
 from loopwise.solving.budgets import Budget, Progress
 from loopwise.solving.noise import Noise, add_noise
-from loopwise.types import IGNORE_LABEL, Batch, Prediction, Tokens
+from loopwise.types import Batch, Prediction, Tokens
 
 __all__ = ["CANCELLED", "Lane", "Pass", "computed_rows", "read_prediction"]
 
@@ -71,7 +71,7 @@ class Lane:
         self.active = 0
         rows = computed_rows(slots)
         inputs = torch.zeros(rows, length, dtype=torch.int64, device=device)
-        self.batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
+        self.batch = Batch.unlabelled(inputs)
         self.state: State = model.reasoner.init_state(rows, length)
         self.answers: Tokens = np.full((rows, length), -1, dtype=np.int32)
         self.unchanged = np.zeros(rows, dtype=np.int64)

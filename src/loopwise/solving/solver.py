@@ -32,7 +32,7 @@ from loopwise.solving.solution import Request, Solution
 from loopwise.solving.starts import Starts, as_starts
 from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
-from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction, Tokens
+from loopwise.types import Batch, Json, Prediction, Tokens
 
 __all__ = ["NOT_YET", "WINDOW", "Budgets", "Solver", "Step"]
 
@@ -200,7 +200,7 @@ class Solver:
         tokens = self.read(puzzle)
         # All rows alike, so that no search or ponder goes on for another's sake.
         inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(computed_rows(self.slots), 1)
-        batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), torch.zeros_like(inputs[:, 0]))
+        batch = Batch.unlabelled(inputs)
         state = self.reasoner.init_state(*inputs.shape)
         watched = Watched(self.model.gradient)
         model = replace(self.model, gradient=watched)
@@ -230,7 +230,7 @@ class Solver:
         if ids.shape != inputs.shape[:1]:
             raise PuzzleError(f"there are {len(ids)} puzzle_ids for {len(inputs)} puzzles; give one for each")
         self._check_length(inputs.shape[1])
-        batch = Batch(inputs, torch.full_like(inputs, IGNORE_LABEL), ids.to(self.device))
+        batch = Batch.unlabelled(inputs, ids.to(self.device))
         state = self.reasoner.init_state(*inputs.shape)
         found = []
         for _ in range(self._limit(steps)):
