@@ -44,15 +44,14 @@ def fingerprint(data: Examples) -> str:
 def examples(task: Task[Any], split: Split) -> Examples:
     """The examples of a split, from the cache where they are there, else from the task and then into the cache.
 
-    Where a file of the user's has changed since, they are made anew. A task that is the user's own code is not cached,
-    for it may change, too. A cache that cannot be written is no error, only slower.
+    Where what a file of the user's holds has changed since, they are made anew. A task that is the user's own code is
+    not cached, for that may change, too. A cache that cannot be written is no error, only slower.
     """
     if not type(task).__module__.startswith("loopwise."):
         return task.examples(split)
-    try:
-        files = [_stamp(Path(file)) for file in task.files]
-    except (OSError, ValueError):
-        return task.examples(split)  # which says what is wrong with the file
+    files = [_digest(Path(file)) for file in task.files]
+    if None in files:
+        return task.examples(split)  # which says what is wrong with the file, if the split needs it
     key = json.dumps([_source(), task.name, to_json(task.config), split, files], sort_keys=True)
     folder = cache_folder() / f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
@@ -63,10 +62,18 @@ def examples(task: Task[Any], split: Split) -> Examples:
         return made
 
 
-def _stamp(file: Path) -> tuple[str, int, int]:
-    """What changes when a file does: its place, its size in bytes, and the time it was written, in nanoseconds."""
-    stat = file.stat()
-    return str(file.resolve()), stat.st_size, stat.st_mtime_ns
+def _digest(file: Path) -> str | None:
+    """SHA-256 of what a file holds; None where it cannot be read, or is a pipe, which could be read only once.
+
+    Its size and the time it was written would be quicker to look up, but need not change when the file does.
+    """
+    try:
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        pass
+    return None
 
 
 @lru_cache

@@ -81,7 +81,7 @@ class Table(Task[TableConfig]):
     @property
     def files(self) -> tuple[str, ...]:
         """The one that is given."""
-        return (self.config.file,)
+        return (self.config.file,) if self.config.file else ()
 
     @property
     def foreign_rules(self) -> bool:
