@@ -289,16 +289,20 @@ def test_what_files_have_in_common_is_told(tasks, data, tmp_path):
     # The same grid with a clue more is another puzzle of the family.
     inputs, labels = test.inputs[9].copy(), test.labels[9]
     inputs[(inputs == 1).argmax()] = labels[(inputs == 1).argmax()]
-    rows += rows_of(Examples(inputs[None], labels[None], test.puzzle_ids[:1]), task)
+    more = Examples(inputs[None], labels[None], test.puzzle_ids[:1])
+    rows += [*rows_of(more, task), *disguised(more)]
     files = {
         "train_file": write_csv(tmp_path / "train.csv", rows),
         "test_file": write_csv(tmp_path / "test.csv", rows_of(test, task)),
     }
     assert Sudoku(SudokuConfig(**files)).summary().splitlines()[1:] == [
-        f"{files['train_file']}: 25 puzzles, 2 of them repeats up to symmetry",
-        "2 are test puzzles in disguise and left out, 3 have the grid of one (number 24 is test puzzle 5, 23 is test "
-        "puzzle 8)",
+        f"{files['train_file']}: 26 puzzles, 3 of them repeats up to symmetry",
+        "test puzzles in disguise, left out: 2 (number 24 is test puzzle 5, 23 is test puzzle 8)",
+        "others with the solution of a test puzzle, left out: 1",
+        "others with the solution of a test puzzle in disguise, kept: 1",
     ]
+    counts = [len(Sudoku(SudokuConfig(validation=2, **files)).examples(split).inputs) for split in SPLITS]
+    assert counts == [21, 2, len(test.inputs)]
     assert Sudoku(SudokuConfig()).summary().splitlines()[1:] == [
         "sudoku_train_1k.csv: 1,000 puzzles, 0 of them repeats up to symmetry"
     ]

@@ -12,7 +12,7 @@ which split the grid belongs to, so that even on a 4x4 board, of 288 grids in al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -104,6 +104,11 @@ class _Taken:
         return np.asarray(~taken)
 
 
+def _families(board: Board, found: Puzzles) -> Hashes:
+    """A number [N] that puzzles share whose solutions are one grid up to symmetry."""
+    return signature(board, found.solutions, found.solutions)
+
+
 def _default_count(board: Board, split: Split) -> int:
     """How many puzzles to generate unless told: as many as are there to find, or take a minute at most up to 12x12."""
     train = 2000 if board.side <= 5 else 10_000 if board.side <= 8 else 2000
@@ -178,21 +183,25 @@ class SudokuData:
         return np.sort(self._rng(split).permutation(index)[:count])
 
     def remarks(self) -> list[str]:
-        """What the training file repeats, and what of it the test file has, too; a line each."""
+        """What the training file repeats, what of it the test file has, too, and what it has of the same families."""
         if not (self.shipped or self.train_file):
             return []
         board, train = self.board, self._training_file()
-        first = np.unique(signature(board, *train), return_index=True)[1]
+        marks = signature(board, *train)
+        first = np.unique(marks, return_index=True)[1]
         others = train.rows(np.delete(np.arange(len(train.puzzles)), first))
         repeats = len({j for _, j in same(board, train.rows(first), others)})
         lines = [f"{self._training_name}: {len(train.puzzles):,} puzzles, {repeats} of them repeats up to symmetry"]
         if self.test_file:
             pairs = same(board, train, self._reserved)
             numbers = ", ".join(f"{i + 1} is test puzzle {j + 1}" for i, j in pairs[:3])
-            grids, tested = (signature(board, p.solutions, p.solutions) for p in (train, self._reserved))
-            related = int(np.isin(grids, tested).sum())
-            lines.append(f"{len(pairs)} are test puzzles in disguise and left out, {related} have the grid of one")
-            lines[-1] += f" (number {numbers})" if pairs else ""
+            disguised, free = len({i for i, _ in pairs}), _Taken(board, self._reserved).free(train, marks)
+            grids, tested = (_families(board, puzzles) for puzzles in (train.rows(free), self._reserved))
+            lines += [
+                f"test puzzles in disguise, left out: {disguised}" + (f" (number {numbers})" if pairs else ""),
+                f"others with the solution of a test puzzle, left out: {np.sum(~free) - disguised}",
+                f"others with the solution of a test puzzle in disguise, kept: {np.isin(grids, tested).sum()}",
+            ]
         return lines
 
     @property
@@ -216,8 +225,7 @@ class SudokuData:
         taken = _Taken(self.board, self._reserved)
         free = np.flatnonzero(taken.free(found, signature(self.board, *found)))
         usable = found.rows(free)
-        shape = usable.puzzles if self.board.side < 9 else usable.solutions
-        marks = signature(self.board, shape, usable.solutions)
+        marks = signature(self.board, *usable) if self.board.side < 9 else _families(self.board, usable)
         families, member, sizes = np.unique(marks, return_inverse=True, return_counts=True)
         wanted = self.counts["validation"]
         if wanted is None:
@@ -250,25 +258,24 @@ class SudokuData:
     def _extremes(self, train: Puzzles) -> Puzzles:
         """Make puzzles beside the hard ones of the training split, then beside those made, and so on.
 
-        The further away the easier, so each round goes on until it gives little. None is of a held-out family.
+        The further away the easier, so each round goes on until it gives little. None is of a held-out family. Raises
+        DataError where no training puzzle is hard, or too few are found.
         """
         board, rng = self.board, np.random.default_rng([self.seed, len(SPLITS)])
         seeds = train.puzzles[~one_level(board, train.puzzles)]
         if not len(seeds):
             reason = "the training puzzles can all be solved by one level of trial and error"
             raise DataError(f"{reason}: `extreme` has nothing to begin with; give harder ones as `train_file`")
-        held_out = np.concatenate(
-            [signature(board, p.solutions, p.solutions) for p in (self._reserved, self.validation)]
-        )
+        held_out = np.concatenate([_families(board, puzzles) for puzzles in (self._reserved, self.validation)])
 
-        def draw(count: int) -> Puzzles:
+        def draw(seeds: Grids, count: int) -> Puzzles:
             fresh = Puzzles(*extremes(board, seeds, count, rng))
-            return fresh.rows(~np.isin(signature(board, fresh.solutions, fresh.solutions), held_out))
+            return fresh.rows(~np.isin(_families(board, fresh), held_out))
 
         found, more = train.rows(np.arange(0)), train
         while len(found.puzzles) < self.extreme and len(more.puzzles):
             taken = _Taken(board, self._reserved, self.validation, own=(train, found))
-            more = self._collect(draw, self.extreme - len(found.puzzles), taken, least=0.2)
+            more = self._collect(partial(draw, seeds), self.extreme - len(found.puzzles), taken, least=0.2)
             found = found.and_also(more)
             seeds = found.puzzles
         if len(found.puzzles) < self.extreme:
@@ -277,7 +284,10 @@ class SudokuData:
         return found
 
     def _collect(self, draw: Callable[[int], Puzzles], wanted: int, taken: _Taken, least: float = 0.02) -> Puzzles:
-        """Draw many puzzles at a time until there are as many as wanted, or less than a share `least` is new."""
+        """Draw many puzzles at a time until there are as many as wanted, or less than a share `least` is new.
+
+        `draw` is told about how many to draw. None comes twice up to symmetry, nor one that is taken.
+        """
         found = Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
         signatures = np.zeros(0, dtype=np.uint64)
         new = block = 1

@@ -63,15 +63,16 @@ def is_minimal(board: Board, puzzles: Grids) -> Flags:
 def neighbours(board: Board, puzzles: Grids, rng: np.random.Generator) -> tuple[Grids, Grids]:
     """Take a clue from each puzzle [P, cells] and put one elsewhere so that there is one solution again, in all ways.
 
-    Returns the new puzzles and their solutions, [N, cells] each.
+    Returns the new puzzles and their solutions, [N, cells] each; none for a puzzle that has MANY solutions without
+    its clue.
     """
     fewer, rows = puzzles.copy(), np.arange(len(puzzles))
     taken = np.where(puzzles > 0, rng.random(puzzles.shape), 2.0).argmin(axis=1)
     fewer[rows, taken] = 0
     owner, grids = _all_solutions(board, fewer)
     place = board.side * np.arange(board.cells) + grids.astype(np.intp) - 1
-    place += board.side * board.cells * owner[:, None]
-    left = np.bincount(place.ravel(), minlength=board.side * fewer.size)  # solutions that have a digit in a cell
+    place += board.side * board.cells * owner[:, None]  # a number for each digit in each cell of each puzzle
+    left = np.bincount(place.ravel(), minlength=board.side * fewer.size)  # how many solutions have it
     number, cell = np.nonzero((left[place] == 1) & (np.arange(board.cells) != taken[owner][:, None]))
     found = fewer[owner[number]]
     found[np.arange(len(number)), cell] = grids[number, cell]
@@ -88,9 +89,9 @@ def _all_solutions(board: Board, puzzles: Grids) -> tuple[Index, Grids]:
 
 
 def extremes(board: Board, seeds: Grids, count: int, rng: np.random.Generator) -> tuple[Grids, Grids]:
-    """Look for minimal T&E(2) puzzles with one solution beside `count` of the seeds [S, cells], drawn at random.
+    """Look beside `count` of the seeds [S, cells], drawn at random, for minimal puzzles that are not T&E(1).
 
-    Returns them and their solutions, [N, cells] each; N is about as large as `count`.
+    Returns them and their solutions, the only ones, [N, cells] each; N is about as large as `count`.
     """
     puzzles, solved = neighbours(board, seeds[rng.integers(len(seeds), size=count)], rng)
     hard = ~one_level(board, puzzles)
