@@ -412,6 +412,14 @@ def test_files(tmp_path, mazes, write, ending):
     assert [len(generated.examples(split).inputs) for split in SPLITS] == [5, 5, 20]
 
 
+def test_open_cells_of_a_file_may_be_dots(tmp_path):
+    """A CSV may have dots for open cells, as a maze that is typed, and columns that nobody asks for."""
+    file = tmp_path / "dots.csv"
+    question, answer = SMALL.replace("\n", ""), "S.#oo##oG"
+    file.write_text(f"source,question,answer,rating\nmine,{question},{answer},7\n", encoding="utf-8")
+    np.testing.assert_array_equal(Maze(MazeConfig(size=3, test_file=str(file))).examples("test").inputs, [read(SMALL)])
+
+
 def test_unusable_files(tmp_path, mazes):
     """What is wrong with a file is said in one line, with the row."""
     labels = np.array([solve(maze) for maze in mazes])

@@ -48,7 +48,7 @@ class Task(ABC, Generic[C]):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The files of the user's that `examples` reads: what was made of one is made anew when it has changed."""
+        """Paths of the user's files that `examples` reads; when one has changed, its examples are made anew."""
         return ()
 
     @property
@@ -76,9 +76,9 @@ class Task(ABC, Generic[C]):
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Draw a symmetry of the task: an equivalent puzzle [L], its labels [L], and the way back for an answer [L].
 
-        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL; but where a puzzle has several right
-        answers and the label is chosen by a rule that the symmetry breaks, the new label is chosen by it anew, and
-        comes back as one of the right answers. The arguments are not changed.
+        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL. The exception are puzzles with several
+        right answers of which a rule chooses the label: where the symmetry breaks the rule, the label is chosen anew,
+        and comes back as another right answer. The arguments are not changed.
         """
         return inputs, labels, identity
 

@@ -21,20 +21,23 @@ import numpy as np
 
 from loopwise.errors import DataError
 from loopwise.tasks.maze_generator import Mazes, random_mazes
-from loopwise.tasks.maze_paths import PATH, WALL, canonical, flaw, solve
+from loopwise.tasks.maze_paths import OPEN, PATH, WALL, canonical, flaw, solve
 from loopwise.tasks.question_csv import read_columns
 from loopwise.types import SPLITS, Split
 
-__all__ = ["SYMBOLS", "MazeData", "read_mazes"]
+__all__ = ["SYMBOLS", "TOKENS", "MazeData", "read_mazes"]
 
 SYMBOLS = "# SGo"
 """How the tokens from 1 on are written."""
+
+TOKENS = {symbol: token for token, symbol in enumerate(SYMBOLS, start=1)} | {".": OPEN}
+"""The token that a symbol is read as."""
 
 SHARES: dict[Split, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3)}
 """The number of walls, modulo 4, that a generated maze of a split has."""
 
 PATIENCE = 1000
-"""Draws in a row that bring hardly a new maze, after which no more are looked for: seconds."""
+"""Draws in a row that bring hardly a new maze, after which no more are looked for: some seconds."""
 
 
 class MazeData:
@@ -137,7 +140,7 @@ def _stacked(mazes: Sequence[Mazes], size: int) -> Mazes:
 def read_mazes(name: str, size: int) -> Mazes:
     """Read mazes [N, L] from .npz (arrays `inputs` and `labels` [N, L], tokens) or CSV (columns question and answer).
 
-    Raises DataError, with the place and the reason, also where a label is another path than that of `solve`.
+    Labels are only compared with those of `solve`: one that differs is a DataError, too, with the place and the reason.
     """
     read = _read_npz if name.endswith(".npz") else _read_csv
     mazes, answers, places = read(name, size * size)
@@ -152,6 +155,7 @@ def read_mazes(name: str, size: int) -> Mazes:
 
 
 def _read_npz(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:
+    """Mazes, their labels [N, L], and where in the file each pair stands."""
     try:
         with np.load(Path(name)) as file:
             mazes, answers = file["inputs"], file["labels"]
@@ -169,9 +173,10 @@ def _read_npz(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:
 
 
 def _read_csv(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:
+    """The same from a CSV, plain or gzip; what is no symbol of a maze becomes 0."""
     questions, answers, lines = read_columns(Path(name), name, cells)
     codes = np.zeros(256, dtype=np.uint8)
-    codes[[ord(symbol) for symbol in SYMBOLS]] = np.arange(1, len(SYMBOLS) + 1)
+    codes[[ord(symbol) for symbol in TOKENS]] = list(TOKENS.values())
 
     def tokens(texts: list[str]) -> Mazes:
         raw = "".join(texts).encode("ascii", "replace")  # a question mark for what is not ASCII

@@ -1,8 +1,8 @@
 """Random mazes of the kind of Maze-Hard, at any size, by searches on many mazes at once.
 
 A share of walls between 30 and 50 %, S and G anywhere, kept if the shortest path between them has enough moves. In a
-30x30 maze one pair of cells in 50,000 is 109 moves apart, so that drawing S and G first would take seconds a maze. A
-search from a cell finds all that are far enough instead, and one of those is drawn.
+30x30 maze one pair of open cells in 50,000 is 109 moves or more apart, so that drawing S and G first would take about a
+second a maze. A search from a cell finds all that are far enough instead, and one of those is drawn.
 """
 
 from __future__ import annotations
