@@ -26,7 +26,7 @@ def _read_text(source: Path | Traversable, name: str) -> str:
 
 
 def read_columns(source: Path | Traversable, name: str, cells: int) -> tuple[list[str], list[str], list[int]]:
-    """The questions and the answers, of `cells` symbols each, and the line of the file that each stands on.
+    """The questions and the answers [N], of `cells` symbols each, and the line of the file [N] that each ends on.
 
     Blanks around a value are passed over unless they are cells. Raises DataError with the line and the reason.
     """
@@ -42,7 +42,8 @@ def read_columns(source: Path | Traversable, name: str, cells: int) -> tuple[lis
                 value = row[column] or ""
                 if cells not in (len(value), len(value.strip())):
                     reason = f"the {column} has {len(value)} symbols and must have {cells}"
-                    raise DataError(f"{name!r}, line {reader.line_num}: {reason}; correct or remove the line")
+                    advice = "correct or remove the line, or choose the size of the task to fit"
+                    raise DataError(f"{name!r}, line {reader.line_num}: {reason}; {advice}")
                 values.append(value if len(value) == cells else value.strip())
             lines.append(reader.line_num)
     except csv.Error as error:
