@@ -19,10 +19,11 @@ from judging import judged
 from loopwise.config import from_json, to_json
 from loopwise.data.stream import Stream
 from loopwise.errors import ConfigError, DataError, TrainingError
-from loopwise.reasoners.carry import empty_carry, refill
+from loopwise.reasoners.carry import disturb, empty_carry, refill
 from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.gradients import LastCycle
 from loopwise.reasoners.halting import Correctness, HaltingConfig
+from loopwise.reasoners.lattice import LatticeState
 from loopwise.reasoners.trm import TRM, TRMConfig
 from loopwise.runtime import generator
 from loopwise.storage import read_tensors, write_tensors
@@ -334,6 +335,45 @@ def test_refill_replaces_fresh_rows_only():
     torch.testing.assert_close(tuple(old.state), tuple(before.state), equal_nan=True)
 
 
+def test_noise_is_normal_and_stays_in_its_rows():
+    """Noise has the stated deviation; added it leaves the mean, in place of a state it leaves nothing of it; other rows
+    and tensors of whole numbers keep their bits.
+    """
+    state = LatticeState(
+        possible=torch.ones(4, 500, 3, dtype=torch.bool),
+        z=torch.full((4, 500, 3, 8), 5.0),
+        dice=torch.zeros(4),
+        steps=torch.arange(4),
+    )
+    rows = torch.tensor([True, False, False, True])
+    added = disturb(state, 0.5, generator("cpu", 1))
+    put = disturb(state, 2.0, generator("cpu", 1), instead=rows)
+    assert added.z.mean().item() == pytest.approx(5, abs=0.02)
+    assert added.z.std().item() == pytest.approx(0.5, abs=0.02)
+    assert put.z[rows].mean().item() == pytest.approx(0, abs=0.1)
+    assert put.z[rows].std().item() == pytest.approx(2, abs=0.1)
+    assert torch.equal(put.z[~rows], state.z[~rows])
+    for new in (added, put):
+        assert torch.equal(new.possible, state.possible)
+        assert torch.equal(new.steps, state.steps)
+
+
+def test_training_starts_from_random_states_and_adds_noise():
+    """With `random_init` slots with a fresh puzzle start elsewhere than the reasoner would, each somewhere else; with
+    `noise` every slot is pushed before a step.
+    """
+    quiet, random, noisy = (trainer(**options) for options in ({}, {"random_init": 1.0}, {"noise": 0.1}))
+    usual, starts, pushed = (t._start_step().state.z for t in (quiet, random, noisy))
+    assert torch.equal(usual[0], usual[1])
+    assert not torch.equal(starts[0], starts[1])
+    assert starts.std().item() == pytest.approx(1, abs=0.1)
+    assert (pushed - usual).std().item() == pytest.approx(0.1, abs=0.01)
+    for t in (random, noisy):
+        t.carry = t.carry._replace(halted=torch.zeros_like(t.carry.halted), state=quiet.carry.state)
+    assert torch.equal(random._start_step().state.z, quiet.carry.state.z)
+    assert not torch.equal(noisy._start_step().state.z, quiet.carry.state.z)
+
+
 def test_exploration_has_the_stated_probability_and_range():
     """A slot explores with the given probability, and then every minimum from 2 to max_steps is equally likely."""
     policy = Correctness(HaltingConfig(max_steps=16, exploration=0.1))
@@ -358,7 +398,8 @@ def test_exploration_at_its_edges(max_steps, exploration, possible):
 
 def prediction(halt_logits):
     logits = torch.tensor(halt_logits)
-    return Prediction(torch.zeros(len(logits), 6, 7), logits, torch.zeros_like(logits))
+    nothing = torch.zeros_like(logits)
+    return Prediction(torch.zeros(len(logits), 6, 7), logits, nothing, nothing)
 
 
 def test_halting():
@@ -513,15 +554,16 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("optimizer", ["adam-atan2", "adamw", "muon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_run_continues_bit_for_bit(optimizer, dtype, tmp_path):
+@pytest.mark.parametrize("noise", [{}, {"random_init": 1.0, "noise": 0.1}], ids=["quiet", "noise"])
+def test_a_run_continues_bit_for_bit(optimizer, dtype, noise, tmp_path):
     """Saved to a file after seven steps and loaded into a new trainer, a run takes the same next ten: metrics, weights,
     moments, average, table, slots, position in the data and random numbers.
     """
-    straight = trainer(optimizer, dtype)
+    straight = trainer(optimizer, dtype, **noise)
     for _ in range(7):
         straight.train_step()
     write_tensors(tmp_path / "state.safetensors", *straight.state())
-    resumed = trainer(optimizer, dtype, seed=9)
+    resumed = trainer(optimizer, dtype, seed=9, **noise)
     for _ in range(2):
         resumed.train_step()
     resumed.stream.seed = straight.stream.seed  # the seed of the data belongs to the config, not to the position

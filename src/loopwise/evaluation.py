@@ -2,7 +2,8 @@
 
 Exact: every asked position is as the label has it. Verified: the task's rules accept the answer, which where a puzzle
 has several right ones may be another than the label. "When halted" is the answer that a user gets who lets the model
-stop by itself, at the solver's own threshold, within the same number of steps.
+stop by itself, at the solver's own threshold, within the same number of steps; a search (`Reasoner.search`) stops when
+the rules accept its answer.
 """
 
 from __future__ import annotations
@@ -250,17 +251,24 @@ def _evaluate_rows(
     columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": [], "decided": []}
     stopped = np.zeros(count, dtype=np.int64)
     stopped_exact, stopped_verified = np.zeros((2, count), dtype=bool)
+    search = model.reasoner.search
+    found = np.zeros(count, dtype=bool)  # whose search is over, as the rules accept its answer
+    answers = labels
     for step in range(1, wanted[-1] + 1):
         state, prediction, _ = model.step(state, batch)
-        answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
+        proposed = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
+        answers = np.where(found[:, None], answers, proposed)
         right = (answers == labels) | ~asked
         exact = right.all(-1)
         confident = (torch.sigmoid(prediction.halt_logits) > HALT_THRESHOLD)[:count].cpu().numpy()
         stops = (confident | (step == wanted[-1])) & (stopped == 0)
         accepted, decided = np.zeros((2, count), dtype=bool)
-        for i in range(count) if step in wanted else np.flatnonzero(stops):
+        for i in range(count) if search or step in wanted else np.flatnonzero(stops):
             verdict = checker(rows.inputs[i], answers[i])
             accepted[i], decided[i] = verdict is True, verdict is not None
+        if search:
+            found |= accepted
+            stops = (found | (step == wanted[-1])) & (stopped == 0)
         stopped[stops], stopped_exact[stops], stopped_verified[stops] = step, exact[stops], accepted[stops]
         if step in wanted:
             columns["exact"].append(exact)

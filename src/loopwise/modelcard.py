@@ -44,7 +44,7 @@ def model_card(model: Model, notes: dict[str, Json], training: dict[str, Json], 
         f"sha256 {notes['data']['validation']['sha256']} |",
         f"| device, number format | {notes['device']}, {dtype_name(model.reasoner.dtype)} |",
         "",
-        *(_scores(scores) if scores else ["Not evaluated yet."]),
+        *(_scores(scores, _protocol(model)) if scores else ["Not evaluated yet."]),
         "",
         "## Configuration",
         "",
@@ -55,7 +55,16 @@ def model_card(model: Model, notes: dict[str, Json], training: dict[str, Json], 
     return "\n".join(lines) + "\n"
 
 
-def _scores(scores: dict[str, Json]) -> list[str]:
+def _protocol(model: Model) -> str:
+    """What the scores are scores of."""
+    if model.reasoner.search:
+        return (
+            "Search by the averaged weights, one start: steps guess, and start again, until the rules accept an answer"
+        )
+    return "One pass of the averaged weights, no augmentation, no votes, no search"
+
+
+def _scores(scores: dict[str, Json], protocol: str) -> list[str]:
     puzzles = scores["puzzles"]
     rows = [
         f"| {row['steps']} | {_interval(row)} | {100 * row['token_accuracy']:.2f} % | {_share(row['verified'])} |"
@@ -65,7 +74,7 @@ def _scores(scores: dict[str, Json]) -> list[str]:
     return [
         f"## Scores on the validation split ({puzzles:,} puzzles)",
         "",
-        "One pass of the averaged weights, no augmentation, no votes, no search; the intervals are 95 %. The",
+        f"{protocol}; the intervals are 95 %. The",
         "validation split chose these weights, so it flatters them; `loopwise eval` measures the test split.",
         "",
         "| steps | exact | tokens | verified by the rules |",

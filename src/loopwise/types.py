@@ -68,6 +68,12 @@ class TaskSpec:
     """How each token is written, V of them; the first, padding, is the empty string."""
     any_length: bool = False
     """Whether puzzles of another length than `length` make sense (a sequence) or not (a board)."""
+    interchangeable: Sequence[int] = ()
+    """Tokens that can change names with one another without changing the puzzle, such as the digits of Sudoku."""
+    givens: Sequence[int] = ()
+    """Tokens that, where they stand in a puzzle, stand in its answer too, such as the digits of Sudoku."""
+    groups: Sequence[Sequence[int]] = ()
+    """Positions that stand under one rule, such as the rows, columns and boxes of Sudoku; a task may leave them out."""
     num_puzzle_ids: int = 1
     """Rows of the puzzle-embedding table. Id 0 is the blank identity."""
 
@@ -97,3 +103,4 @@ class Prediction(NamedTuple):
     logits: Tensor  # [B, L, V]
     halt_logits: Tensor  # [B] float32; sigmoid is the probability that the answer is right
     continue_logits: Tensor  # [B] float32; the value of going on, which Q-learning halting trains and TRM does not
+    own_loss: Tensor  # [B] float32; what the reasoner adds to the loss of the answer, nothing in most families

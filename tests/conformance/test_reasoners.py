@@ -171,9 +171,15 @@ def parts(name, config=None, gradient=None, halting=None, sizes=SMALL):
     return Parts(name, config or small(cls.Config, sizes), *policies)
 
 
+def suits(name, halting):
+    """Whether a reasoner can be trained by a halting policy: adaptive computation time takes means of states,
+    which a search has none of."""
+    return halting != "act" or not REASONERS[name].search
+
+
 def crossed(reasoners=REASONERS, gradients=GRADIENTS, haltings=HALTINGS, sizes=SMALL):
     """{id: parts} of the product of what is named."""
-    names = itertools.product(reasoners, gradients, haltings)
+    names = [n for n in itertools.product(reasoners, gradients, haltings) if suits(n[0], n[2])]
     return {"-".join(n): parts(n[0], None, *n[1:], sizes=sizes) for n in names}
 
 
@@ -194,7 +200,7 @@ def policy_varied():
         for policy, cls in known.items():
             for label, config in variants(cls.Config).items():
                 if label != "default":
-                    name = next(turns)
+                    name = next(name for name in turns if kind == "gradient" or suits(name, policy))
                     found[f"{name}-{policy}-{label}"] = parts(name, **{kind: cls(config)})
     return found
 
@@ -202,7 +208,8 @@ def policy_varied():
 def taking_turns():
     """{id: parts} of every gradient policy with every halting policy, the reasoners taking turns."""
     turns = zip(itertools.cycle(REASONERS), itertools.product(GRADIENTS, HALTINGS), strict=False)
-    return {"-".join((name, *policies)): parts(name, None, *policies) for name, policies in turns}
+    pairs = [(name, policies) for name, policies in turns if suits(name, policies[1])]
+    return {"-".join((name, *policies)): parts(name, None, *policies) for name, policies in pairs}
 
 
 def cases(*groups):
@@ -241,6 +248,7 @@ def puzzles(length=SPEC.length, seed=0):
 
 def loss_of(advance, batch, halting):
     answer, _, correct = answer_loss("softmax", advance.prediction.logits, batch.labels)
+    answer = answer + advance.prediction.own_loss.sum()
     return answer + halting.loss(judged(advance.prediction, correct, ponder=advance.ponder))
 
 
@@ -293,14 +301,15 @@ def test_the_state_is_cut_and_the_prediction_is_not(of, dtype):
     for new, old in zip(advance.state, given, strict=True):
         assert not new.requires_grad
         assert (new.shape, new.dtype) == (old.shape, old.dtype)
-        assert (new.shape[0], new.dtype) == (SLOTS, dtype)
+        assert new.shape[0] == SLOTS
+        assert new.dtype == dtype or not new.is_floating_point()
         assert torch.isfinite(new).all()
     assert_same(given, fresh)
-    logits, halts, continues = advance.prediction
+    logits, halts, continues, own_loss = advance.prediction
     assert (logits.shape, logits.dtype) == ((SLOTS, SPEC.length, SPEC.vocab_size), dtype)
     assert logits.requires_grad
     assert halts.requires_grad
-    for column in (halts, continues, advance.ponder):
+    for column in (halts, continues, own_loss, advance.ponder):
         assert (column.shape, column.dtype) == ((SLOTS,), torch.float32)
     assert (advance.ponder >= 1).all()
     done = of.halting.done(advance.prediction)
@@ -328,7 +337,8 @@ def test_a_row_does_not_depend_on_its_neighbours(of):
         neighbours = type(state)(*(t.clone() for t in state))
         if row % 2:
             for tensor in neighbours:
-                tensor[~alone] = float("nan")
+                if tensor.is_floating_point():
+                    tensor[~alone] = float("nan")
         for a, b in zip(flat(of.step(reasoner, neighbours, company)), expected, strict=True):
             assert torch.equal(a[row], b[row])
 
@@ -456,7 +466,7 @@ def test_state_and_weights_are_fixed_by_the_seed(of):
     one, many = first.init_state(1, SPEC.length), same.init_state(SLOTS, SPEC.length)
     for a, b, c in zip(one, many, other.init_state(1, SPEC.length), strict=True):
         assert torch.equal(a.expand_as(b), b)
-        assert not torch.equal(a, c)
+        assert bool((a == a.flatten()[0]).all()) or not torch.equal(a, c)
 
 
 @cases(DEFAULTS, VARIANTS, crossed(haltings=STEPS))

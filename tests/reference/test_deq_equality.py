@@ -182,7 +182,7 @@ def test_forward_equals_the_twin(positions, solver, damping):
     assert (state.z - z).abs().max() > 1
     for _ in range(3):
         state, prediction = model(state, batch, Implicit(fixed_points(solver, torch.float32)))
-        for ours, theirs in zip((*state, *prediction), (z, *outputs), strict=True):
+        for ours, theirs in zip((*state, *prediction[:3]), (z, *outputs), strict=True):
             assert ours.dtype is theirs.dtype
             torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 

@@ -209,7 +209,7 @@ def test_forward_equals_the_twin(positions, H_cycles, L_cycles, dtype, registers
     for _ in range(3):
         ours, prediction = model(ours, batch, LastUpdates())
         theirs, *outputs = twin(theirs, batch.inputs, batch.puzzle_ids)
-        for a, b in zip((*prediction, *ours), (*outputs, *theirs), strict=True):
+        for a, b in zip((*prediction[:3], *ours), (*outputs, *theirs), strict=True):
             assert a.dtype is b.dtype
             assert torch.equal(a, b)
 
@@ -379,7 +379,7 @@ def test_a_slot_halts_by_the_greater_value_or_at_its_last_step():
     go_on = torch.tensor([0.0, 1.0, 2.0, 5.0, -3.0, -3.0, 0.0, 0.0])
     steps = torch.tensor([1, 1, 1, 4, 2, 2, 1, 3])
     least = torch.tensor([0, 0, 0, 0, 3, 2, 2, 0])
-    ours = QLearning(QLearningConfig(max_steps=4)).halt(Prediction(halt, halt, go_on), steps, least)
+    ours = QLearning(QLearningConfig(max_steps=4)).halt(Prediction(halt, halt, go_on, halt), steps, least)
     assert ours.tolist() == [True, False, False, True, False, True, False, True]
 
 

@@ -92,7 +92,7 @@ def test_forward_equals_the_twin(positions, cycles, tied, dtype):
     for _ in range(3):
         ours, prediction = model(ours, batch, FullBPTT())
         theirs, *outputs = twin(theirs, batch.inputs, batch.puzzle_ids)
-        for a, b in zip((*prediction, *ours), (*outputs, theirs), strict=True):
+        for a, b in zip((*prediction[:3], *ours), (*outputs, theirs), strict=True):
             assert a.dtype is b.dtype
             assert torch.equal(a, b)
 

@@ -231,7 +231,7 @@ def test_forward_equals_the_twin(core, positions, registers, dtype):
     for _ in range(3):
         ours, prediction = model(ours, batch, LastCycle())
         theirs, *outputs = twin(theirs, batch.inputs, batch.puzzle_ids)
-        for a, b in zip((*prediction, *ours), (*outputs, *theirs), strict=True):
+        for a, b in zip((*prediction[:3], *ours), (*outputs, *theirs), strict=True):
             assert a.dtype is b.dtype
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 

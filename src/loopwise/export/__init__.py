@@ -72,8 +72,12 @@ def export_onnx(source: Model | Solver, path: str | Path, *, unit: Unit = "step"
     for taken in (out, start) if unit == "step" else (out,):
         if taken.exists():
             raise ConfigError(f"{taken} exists already; remove it or choose another --out")
-    _require_packages()
     model = source.model if isinstance(source, Solver) else source
+    if model.reasoner.search:
+        raise ConfigError(
+            f"the steps of {model.reasoner.name} are a search, which is not exported; export another family"
+        )
+    _require_packages()
     tracer = Tracer(model)
     graphs = tracer.step() if unit == "step" else tracer.updates()
     facts = _facts(model, tracer, unit)

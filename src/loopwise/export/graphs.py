@@ -18,9 +18,9 @@ from loopwise.errors import ConfigError
 from loopwise.reasoners.base import Reasoner, Recursion, State
 from loopwise.reasoners.gradients import FixedPointConfig
 from loopwise.runtime import generator
-from loopwise.types import Batch, Prediction
+from loopwise.types import Batch
 
-__all__ = ["KEY", "Graph", "Tracer", "silence"]
+__all__ = ["KEY", "SAID", "Graph", "Tracer", "silence"]
 
 Graph: TypeAlias = Any
 """An onnx.ModelProto."""
@@ -29,7 +29,7 @@ KEY = "loopwise"
 OPSET = 18
 EXAMPLE_ROWS = 3
 GIVEN = ("tokens", "puzzle_ids")
-SAID = Prediction._fields
+SAID = ("logits", "halt_logits", "continue_logits")
 
 
 class _Part(NamedTuple):
@@ -84,7 +84,7 @@ class Tracer:
 
         def step(tokens: Tensor, ids: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
             new, said = self.reasoner(self.state_class(*state), Batch(tokens, tokens, ids), policy)
-            return (*new, *said)
+            return (*new, *said[: len(SAID)])
 
         whole = _Part(step, (*GIVEN, *self.state), (*self.new_state, *SAID))
         return self._trace({"start": self._start(), "step": whole})
@@ -101,8 +101,8 @@ class Tracer:
 
             return apply
 
-        def readout(*state: Tensor) -> Prediction:
-            return self.reasoner.readout(self.state_class(*state))
+        def readout(*state: Tensor) -> Sequence[Tensor]:
+            return self.reasoner.readout(self.state_class(*state))[: len(SAID)]
 
         parts = {"start": self._start(), "encode": _Part(encode, GIVEN, ("x",))}
         for kind in sorted(set(self.cycle)):
@@ -145,7 +145,9 @@ class Tracer:
         tokens, ids = self.puzzles(rows, length)
         x, state = self.reasoner.encode(Batch(tokens, tokens, ids)), self.reasoner.init_state(rows, length)
         names = (*GIVEN, "x", *self.state, *self.new_state, *SAID)
-        return dict(zip(names, (tokens, ids, x, *state, *state, *self.reasoner.readout(state)), strict=True))
+        return dict(
+            zip(names, (tokens, ids, x, *state, *state, *self.reasoner.readout(state)[: len(SAID)]), strict=True)
+        )
 
     def _shapes(self) -> dict[str, list[int | str]]:
         """For every name the sizes of its axes, as words where they depend on the puzzles at hand."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from loopwise.errors import ExportError
-from loopwise.export.graphs import Tracer
+from loopwise.export.graphs import SAID, Tracer
 from loopwise.reasoners.base import GradientPolicy
 from loopwise.types import Batch
 
@@ -54,7 +54,7 @@ def compare(tracer: Tracer, data: Mapping[str, bytes], gradient: GradientPolicy[
             together = step(tokens, ids, state)
             alone = step(tokens, ids, alone[: len(state)])
             state, said = tracer.reasoner(state, Batch(tokens, tokens, ids), gradient)
-            pairs += zip(together, (*state, *said), strict=True)
+            pairs += zip(together, (*state, *said[: len(SAID)]), strict=True)
             same.append(np.mean(alone[len(state)].argmax(-1) == said.logits.argmax(-1).numpy()))
         for ours, theirs in pairs:
             apart = float(np.abs(ours - theirs.numpy()).max())

@@ -30,7 +30,9 @@ __all__ = [
 ]
 
 State: TypeAlias = Any
-"""The memory of a reasoner: a NamedTuple of tensors, each with the slot as its first axis."""
+"""The memory of a reasoner: a NamedTuple of tensors, each with the slot as its first axis. Those of floating point are
+in the format of the activations.
+"""
 
 Update: TypeAlias = Callable[[State], State]
 """One application of a network to the state, such as z <- f(z + y + x)."""
@@ -90,6 +92,10 @@ class Reasoner(nn.Module, ABC, Generic[C]):
     """The gradient policy of its paper; any other can be chosen."""
     default_halting: ClassVar[str] = "correctness"
     """The halting policy of its paper; any other can be chosen."""
+    search: ClassVar[bool] = False
+    """Whether its steps are a search: it guesses and starts again, goes on until the rules accept its answer or the
+    budget ends, and its scores are told apart from those of a single pass.
+    """
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

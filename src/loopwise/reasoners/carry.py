@@ -15,7 +15,7 @@ from torch import Tensor
 from loopwise.reasoners.base import Reasoner, State, where_rows
 from loopwise.types import Batch
 
-__all__ = ["Carry", "empty_carry", "refill"]
+__all__ = ["Carry", "disturb", "empty_carry", "refill"]
 
 
 class Carry(NamedTuple):
@@ -48,3 +48,19 @@ def refill(reasoner: Reasoner[Any], carry: Carry, incoming: Batch, fresh: Tensor
         halted=torch.where(fresh, False, carry.halted),
         batch=where_rows(fresh, incoming, carry.batch),
     )
+
+
+def disturb(state: State, sigma: float, rng: torch.Generator, *, instead: Tensor | None = None) -> State:
+    """The state with normal noise of deviation `sigma` in all its numbers; with `instead` [B] only in those rows, where
+    the noise takes the place of what is there. The noise is drawn where `rng` is.
+    """
+
+    def push(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        noise = (sigma * torch.randn(tensor.shape, generator=rng, device=rng.device)).to(tensor)
+        if instead is None:
+            return tensor + noise
+        return torch.where(instead.view(-1, *(1,) * (tensor.dim() - 1)), noise, tensor)
+
+    return type(state)(*map(push, state))

@@ -114,7 +114,8 @@ class EmbeddedReasoner(Reasoner[C]):
         vectors = self.answer(state)
         logits = self.head(vectors)[:, self.config.registers :]
         seen = vectors[:, 0] if self.config.halting_reads == "first" else vectors.mean(1)
-        return Prediction(logits, *self.halt(seen).unbind(-1))
+        halt, go_on = self.halt(seen).unbind(-1)
+        return Prediction(logits, halt, go_on, torch.zeros_like(halt))
 
     @final
     def accepts(self, length: int) -> bool:

@@ -239,6 +239,8 @@ class AdaptiveComputationTime(HaltingPolicy[ACTConfig]):
 
     def step(self, reasoner: Reasoner[Any], state: State, batch: Batch, gradient: GradientPolicy[Any]) -> Advance:
         """Ponder. Rows that have halted are computed along until all have; their means no longer change."""
+        if reasoner.search:
+            raise ConfigError(f"{self.name} takes means of states, which a search such as {reasoner.name} has none of")
         recursion = reasoner.recursion(reasoner.encode(batch))
         mean: State = None
         said: Prediction | None = None

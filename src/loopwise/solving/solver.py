@@ -23,7 +23,7 @@ from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
 from loopwise.runtime import resolve_device
 from loopwise.solving.budget_text import BudgetLike, as_budget
-from loopwise.solving.budgets import Budget, Halted, Steps
+from loopwise.solving.budgets import Budget, Halted, Steps, Verified
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
 from loopwise.solving.lane import computed_rows, read_prediction
@@ -40,6 +40,9 @@ WINDOW = 16
 """How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
 lengths, which need slots of their own, or where the answer that comes next takes long.
 """
+
+SEARCH_STEPS = 1000
+"""Steps after which a search is given up, unless its budget says otherwise."""
 
 NOT_YET: Final = object()
 """Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
@@ -86,7 +89,8 @@ class Solver:
             logging.getLogger("loopwise").warning("not compiled: %s", trouble)
         self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
-        self.default_budget = Halted() | Steps(self.trained_steps)
+        usual = Halted() | Steps(self.trained_steps)
+        self.default_budget: Budget = Verified() | Steps(SEARCH_STEPS) if self.reasoner.search else usual
         self.checker = Checker(model.task)
         self.step_flops = cache(partial(_step_flops, model))
         """FLOPs of a supervision step of a puzzle of that length."""

@@ -84,7 +84,15 @@ class Sudoku(Task[SudokuConfig]):
     def spec(self) -> TaskSpec:
         """V = n + 2 tokens on n x n cells."""
         n = self.board.side
-        return TaskSpec(vocab_size=n + 2, shape=(n, n), symbols=("", ".", *self.board.symbols))
+        digits = tuple(range(BLANK + 1, n + 2))
+        return TaskSpec(
+            vocab_size=n + 2,
+            shape=(n, n),
+            symbols=("", ".", *self.board.symbols),
+            interchangeable=digits,
+            givens=digits,
+            groups=tuple(map(tuple, self.board.units.tolist())),
+        )
 
     def examples(self, split: Split) -> Examples:
         """All puzzles of a split; no two splits share a puzzle under symmetry, nor a solution grid."""

@@ -37,6 +37,8 @@ class TrainingConfig:
     """Decay of the second moment."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on every parameter."""
+    clip: float = 0.0
+    """Largest norm of the gradient of a step, by the mean over the slots; a larger one is scaled down. 0 is none."""
     puzzle_lr: float = 1e-2
     """Peak learning rate of the puzzle embeddings (sign-SGD)."""
     puzzle_weight_decay: float = 0.1
@@ -51,8 +53,12 @@ class TrainingConfig:
     """Draw a symmetry of the task for each training example."""
     shorten: bool = True
     """Draw shorter training examples from long ones, where the task has a way (sorting, rolling-sum)."""
+    random_init: float = 0.0
+    """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
+    noise: float = 0.0
+    """Standard deviation of what is added to the state before each step (EqR: 0.01)."""
     seed: int = 0
-    """Seed of the order of the data, of augmentation and of exploration."""
+    """Seed of the order of the data, of augmentation, of exploration and of noise."""
     eval_every: int = 1000
     """Optimizer steps between two evaluations on the validation split."""
     stop_at: float = 1.1
@@ -74,7 +80,18 @@ class TrainingConfig:
         for name in ("lr", "muon_lr", "puzzle_lr"):
             if getattr(self, name) > 10:
                 raise ConfigError(f"{name} must be at most 10, not {getattr(self, name)}")
-        for name in ("lr_end", "weight_decay", "puzzle_weight_decay", "warmup_steps", "ema_from", "seed", "threads"):
+        for name in (
+            "lr_end",
+            "weight_decay",
+            "puzzle_weight_decay",
+            "warmup_steps",
+            "ema_from",
+            "clip",
+            "random_init",
+            "noise",
+            "seed",
+            "threads",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
         for name in ("steps", "batch_size", "eval_every"):

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from loopwise.data.stream import Stream
 from loopwise.errors import TrainingError
 from loopwise.reasoners.base import GradientPolicy, Reasoner, State
-from loopwise.reasoners.carry import Carry, empty_carry, refill
+from loopwise.reasoners.carry import Carry, disturb, empty_carry, refill
 from loopwise.reasoners.halting import HaltingPolicy, Judged
 from loopwise.runtime import generator
 from loopwise.training.config import TrainingConfig
@@ -32,7 +32,7 @@ __all__ = ["StepMetrics", "Trainer"]
 class StepMetrics(NamedTuple):
     """What one optimizer step showed. Accuracies are over the slots that halted in it, as published."""
 
-    loss: float  # answer + weighted halting loss, per slot
+    loss: float  # of the answer, the reasoner's own, and the weighted one of halting, per slot
     answer_loss: float
     halting_loss: float
     finished: int  # slots that halted
@@ -77,8 +77,7 @@ class Trainer:
 
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
-        self.carry = refill(self.reasoner, self.carry, self._incoming(), self.carry.halted)
-        carry = self.carry
+        self.carry = carry = self._start_step()
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
         answer, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
         halting = self.halting.loss(
@@ -91,13 +90,25 @@ class Trainer:
                 training_step=self.step,
             )
         )
-        loss = answer + self.halting.config.weight * halting
+        loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
         (loss / self.config.batch_size).backward()
         self._sum_gradients()
         self._guard(loss)
         lr = self._update()
         self.carry = self._advance(state, prediction)
         return self._metrics(prediction, right, correct, (loss, answer, halting), lr)
+
+    @torch.no_grad()
+    def _start_step(self) -> Carry:
+        """The slots with a fresh puzzle where one has halted, and with noise in the states where that is asked for."""
+        fresh = self.carry.halted
+        carry = refill(self.reasoner, self.carry, self._incoming(), fresh)
+        state = carry.state
+        if self.config.random_init:
+            state = disturb(state, self.config.random_init, self.rng, instead=fresh)
+        if self.config.noise:
+            state = disturb(state, self.config.noise, self.rng)
+        return carry._replace(state=state)
 
     @torch.no_grad()
     def _following(self, state: State) -> Prediction:
@@ -130,6 +141,9 @@ class Trainer:
         """One optimizer step with the gradient of all processes; returns the learning rate."""
         self.step += 1
         c = self.config
+        if c.clip:
+            table = self.reasoner.puzzle_table()
+            torch.nn.utils.clip_grad_norm_([p for p in self.reasoner.parameters() if p is not table], c.clip)
         scale = learning_rate(self.step, 1.0, c.warmup_steps, c.steps, c.lr_end)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

@@ -1,0 +1,244 @@
+"""The lattice reasoner: its state is what is still possible, and one supervision step takes some of that away.
+
+For each position it keeps the set of symbols that may stand there. A step lets the network look at these sets (a few
+updates of a fresh latent state), and then
+
+    eliminates   the symbols that the network is nearly sure cannot stand there;
+    gives up     where a position has no symbol left, or where the network believes that a right one has been lost, and
+                 starts again from the puzzle;
+    guesses      where it eliminated nothing, at a position with the fewest symbols left, one of them, drawn from the
+                 network's own distribution.
+
+So a chain of steps is a search, in the slots, and its score is reported as search. No rule of the puzzle is applied:
+each elimination, each guess and each retreat is the network's, and whether an answer is right is for the task to say.
+
+In training the label says which symbols are right, and the loss is taken after every update of the latent state: of
+each symbol being kept or not, of the answer, and of a right symbol having been lost. The states that are trained on are
+those to which the search itself has come. Source: the lattice deduction transformer (arXiv 2605.08605); its transformer
+is replaced by the network over symbols, which needs no augmentation by names of digits and far fewer FLOPs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from loopwise.errors import ConfigError
+from loopwise.nn.layers import Linear, truncated_normal_
+from loopwise.reasoners.base import GradientPolicy, ReasonerConfig, Recursion, State, detach
+from loopwise.reasoners.symbols import SymbolConfig, SymbolReasoner
+from loopwise.runtime import generator
+from loopwise.types import Batch, Prediction, TaskSpec
+
+__all__ = ["Lattice", "LatticeConfig", "LatticeState"]
+
+RULED_OUT = -20.0
+"""What is added to the logit of a symbol that has been eliminated."""
+MANY = 2**20
+PRIME = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatticeConfig(SymbolConfig):
+    """Options of the lattice reasoner."""
+
+    num_layers: int = 1
+    """Blocks of the network."""
+    cycles: int = 8
+    """Updates of the latent state in a supervision step."""
+    eliminate: float = 0.03
+    """A symbol goes where the network gives its staying less than this probability."""
+    conflict: float = 0.9
+    """The search starts again where the network believes more than this that a position has lost its right symbol. At
+    0.5 it would give up after a fair guess between two.
+    """
+    temperature: float = 1.0
+    """Of the distribution from which a guess is drawn; near 0 the most probable symbol is taken."""
+    keep_weight: float = 8.0
+    """How much more it costs, in training, to lose a right symbol than to keep a wrong one."""
+    conflict_weight: float = 1.0
+    """Weight of the loss of the belief in a conflict."""
+    hint: float = 0.9
+    """In training, probability that a guess is the right symbol; else most states would have lost one and teach little.
+    """
+    retreat: float = 0.1
+    """In training, probability that a state which has lost a right symbol is given up, whether that is noticed or not.
+    """
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        super().__post_init__()
+        self.at_least_one("cycles")
+        for name in ("eliminate", "conflict", "hint", "retreat"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is a probability, not {getattr(self, name)}")
+        for name in ("temperature", "keep_weight"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.conflict_weight < 0:
+            raise ConfigError(f"conflict_weight must be at least 0, not {self.conflict_weight}")
+
+
+class LatticeState(NamedTuple):
+    """What is still possible, and what the network thought of it."""
+
+    possible: Tensor  # [B, L, K] bool; what the puzzle itself says is taken into account at the next step
+    z: Tensor  # [B, L, K, D], the latent state of the last step
+    dice: Tensor  # [B] float; noise in it makes another chain of guesses
+    steps: Tensor  # [B] int64, steps of this puzzle, over all its chains
+
+
+class _Thought(NamedTuple):
+    """What a gradient policy sees: the latent state."""
+
+    z: Tensor  # [B, L, K, D]
+
+
+class _Opinion(NamedTuple):
+    """What is read from a latent state."""
+
+    symbols: Tensor  # [B, L, K], logits of the symbols of a position
+    keep: Tensor  # [B, L, K], logits of each symbol's staying
+    conflict: Tensor  # [B, L], logits of a position's having lost its right symbol
+
+
+@final
+class Lattice(SymbolReasoner[LatticeConfig]):
+    """Search over sets of possible symbols, by a network."""
+
+    name: ClassVar[str] = "lattice"
+    Config: ClassVar[type[ReasonerConfig]] = LatticeConfig
+    default_gradient: ClassVar[str] = "full-bptt"
+    search: ClassVar[bool] = True
+
+    def __init__(self, config: LatticeConfig, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
+        rng = generator("cpu", config.seed)
+        super().__init__(config, spec, dtype, rng)
+        size = config.hidden_size
+        self.marks = nn.Parameter(truncated_normal_(torch.empty(3, size), size**-0.5, rng))  # gone, open, alone
+        self.z_init = nn.Buffer(truncated_normal_(torch.empty(size), 1.0, rng))
+        self.keep = Linear(size, 1, rng)
+        self.keep_bias = nn.Parameter(torch.zeros(1))
+        self.conflict = Linear(size, 1, rng)
+        self.conflict_bias = nn.Parameter(torch.zeros(1))
+        # The symbol of each token [V, K], and those of the tokens that stand in the answer where the puzzle has them.
+        symbol_of = torch.arange(spec.vocab_size).unsqueeze(1) == self.fields
+        self.symbol_of = nn.Buffer(symbol_of, persistent=False)
+        is_given = torch.tensor([token in spec.givens for token in range(spec.vocab_size)])
+        self.given = nn.Buffer(symbol_of & is_given.unsqueeze(1), persistent=False)
+
+    def encode(self, batch: Batch) -> Tensor:
+        """The roles of all symbols: x [B, L, K, D]."""
+        return self.embed(batch.inputs)
+
+    def init_state(self, batch_size: int, length: int) -> LatticeState:
+        """Everything is possible."""
+        z = self.start(self.z_init, batch_size, length)
+        return LatticeState(
+            possible=torch.ones(z.shape[:3], dtype=torch.bool, device=z.device),
+            z=z,
+            dice=z.new_zeros(batch_size),
+            steps=torch.zeros(batch_size, dtype=torch.int64, device=z.device),
+        )
+
+    def recursion(self, x: Tensor) -> Recursion:
+        """z <- f(z + x), once: the loss, too, is taken after every update."""
+        rotation = self.f.rotation(x)
+
+        def think(state: State) -> State:
+            return state._replace(z=self.f(state.z + x, rotation))
+
+        return Recursion((think,), 1)
+
+    def readout(self, state: LatticeState) -> Prediction:
+        """The most probable of the possible symbols at each position; the halting logits from the mean of all."""
+        return self._prediction(state.z, self._opinion(state.z), state.possible)
+
+    def forward(
+        self, state: LatticeState, batch: Batch, gradient: GradientPolicy[Any]
+    ) -> tuple[LatticeState, Prediction]:
+        """Look at the possible symbols, then eliminate, give up or guess. The loss is taken where labels are known."""
+        given = self.given[batch.inputs]
+        possible = state.possible & (given | ~given.any(2, keepdim=True))
+        alone = possible & (possible.sum(2, keepdim=True) == 1)
+        marks = F.embedding(possible.long() + alone.long(), self.marks).to(self.dtype)
+        recursion = self.recursion(0.5**0.5 * (self.encode(batch) + self.scale * marks))
+        wanted = self.symbol_of[batch.labels.clamp(min=0)] & (batch.labels >= 0).unsqueeze(2)  # [B, L, K]
+        lost = (wanted & ~possible).any(2)  # [B, L]
+        thought = _Thought(self.start(self.z_init, *batch.inputs.shape))
+        own_loss = thought.z.new_zeros(len(thought.z), dtype=torch.float32)
+        for _ in range(self.config.cycles):
+            thought = gradient(recursion, thought)
+            opinion = self._opinion(thought.z)
+            if torch.is_grad_enabled():
+                own_loss = own_loss + self._loss(opinion, possible, wanted, lost) / self.config.cycles
+        with torch.no_grad():
+            kept = possible & ((torch.sigmoid(opinion.keep) >= self.config.eliminate) | given)
+            after = self._search(state, possible, kept, opinion, wanted)
+        said = self._prediction(thought.z, opinion, kept)
+        # A state that has lost a right symbol teaches nothing about the answer.
+        logits = torch.where(lost.any(1)[:, None, None], said.logits.detach(), said.logits)
+        new = LatticeState(after, thought.z, state.dice, state.steps + 1)
+        return detach(new), said._replace(logits=logits, own_loss=own_loss)
+
+    def _opinion(self, z: Tensor) -> _Opinion:
+        return _Opinion(
+            symbols=self.head(z).squeeze(-1).float(),
+            keep=(self.keep(z).squeeze(-1) + self.keep_bias.to(z.dtype)).float(),
+            conflict=(self.conflict(z.mean(2)).squeeze(-1) + self.conflict_bias.to(z.dtype)).float(),
+        )
+
+    def _prediction(self, z: Tensor, opinion: _Opinion, possible: Tensor) -> Prediction:
+        scores = opinion.symbols + torch.where(possible, 0.0, RULED_OUT)
+        halt, go_on = self.halt(z.mean((1, 2))).unbind(-1)
+        return Prediction(self.logits(scores.to(self.dtype)), halt, go_on, torch.zeros_like(halt))
+
+    def _loss(self, opinion: _Opinion, possible: Tensor, wanted: Tensor, lost: Tensor) -> Tensor:
+        """Of one update: [B]; `lost` is [B, L]. A state that has lost a right symbol is told where, and no more: the
+        rest is learned as it follows from a sound state, so that it is decided, and a wrong guess becomes apparent.
+        """
+        asked = wanted.any(2)
+        open_ = possible & asked.unsqueeze(2)
+        weights = torch.where(wanted, self.config.keep_weight, 1.0) * open_ / 2
+        keep = F.binary_cross_entropy_with_logits(opinion.keep, wanted.float(), weights, reduction="none")
+        keep = keep.sum((1, 2)) / open_.sum((1, 2)).clamp(min=1)
+        chosen = (opinion.symbols.log_softmax(2) * wanted).sum((1, 2)) / asked.sum(1).clamp(min=1)
+        conflict = F.binary_cross_entropy_with_logits(opinion.conflict, lost.float(), asked.float(), reduction="none")
+        conflict = conflict.sum(1) / asked.sum(1).clamp(min=1)
+        return torch.where(lost.any(1), 0.0, keep - chosen) + self.config.conflict_weight * conflict
+
+    def _search(self, state: LatticeState, possible: Tensor, kept: Tensor, opinion: _Opinion, wanted: Tensor) -> Tensor:
+        """What is possible after the step: [B, L, K] bool."""
+        c, (_, length, fields) = self.config, kept.shape
+        draws = self._draws(state, 2 + length + fields)
+        luck, noise, dice = draws[:, :2], draws[:, 2 : 2 + length], draws[:, 2 + length :]
+        counts = kept.sum(2)
+        quiet = (kept == possible).flatten(1).all(1)
+        full = (counts == 1).all(1)
+        # A full board that the network has seen is over: if nobody has accepted it by now, nobody will.
+        restart = (counts == 0).any(1) | (full & quiet)
+        restart |= torch.sigmoid(opinion.conflict).amax(1) > c.conflict
+        restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
+        # A position with the fewest symbols that is open, since a guess there is most likely right.
+        place = (torch.where(counts > 1, counts, MANY) + noise).argmin(1)
+        here = F.one_hot(place, length).bool().unsqueeze(2)
+        scores = opinion.symbols / c.temperature + torch.where(kept, 0.0, RULED_OUT / c.temperature)
+        rows = torch.arange(len(place), device=place.device)
+        guess = F.one_hot((scores[rows, place] - torch.log(-torch.log(dice))).argmax(1), fields).bool()
+        right = (wanted & kept)[rows, place]
+        hinted = right.any(1) & (luck[:, 1] < c.hint)
+        guess = (right & hinted.unsqueeze(1)) | (guess & ~hinted.unsqueeze(1))
+        guesses = (quiet & ~full)[:, None, None] & here
+        return (guesses & guess.unsqueeze(1)) | (kept & ~guesses) | restart[:, None, None]
+
+    def _draws(self, state: LatticeState, count: int) -> Tensor:
+        """Numbers between 0 and 1, [B, count], fixed by dice and steps: a row draws the same whoever sits beside it."""
+        base = state.steps * 104_729 + (state.dice.float() * 10_000).nan_to_num().long() * 15_485_863
+        mixed = (base.unsqueeze(1) + torch.arange(count, device=base.device) * 7_919) % PRIME
+        for step in range(4):
+            mixed = (mixed * mixed + 1_013_904_223 * (step + 1)) % PRIME  # fits 63 bits
+        return (mixed.float() + 0.5) / (PRIME + 1)

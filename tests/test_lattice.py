@@ -1,0 +1,245 @@
+"""The lattice reasoner: what a step may do to the possible symbols, and that nothing but the network does it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from loopwise.checkpoint import Model
+from loopwise.errors import ConfigError
+from loopwise.evaluation import evaluate
+from loopwise.reasoners.gradients import FullBPTT
+from loopwise.reasoners.halting import AdaptiveComputationTime, Correctness, HaltingConfig
+from loopwise.reasoners.lattice import Lattice, LatticeConfig, LatticeState
+from loopwise.solving.noise import Noise, add_noise
+from loopwise.solving.solver import Solver
+from loopwise.tasks.sudoku import Sudoku, SudokuConfig
+from loopwise.types import Batch
+
+TASK = Sudoku(SudokuConfig(box="2x2", train=16, validation=4, test=0))
+EXAMPLES = TASK.examples("train")
+BATCH = Batch(*(torch.tensor(column, dtype=torch.int64) for column in EXAMPLES))
+COUNT, CELLS, DIGITS = len(BATCH.inputs), 16, 4
+GIVEN = BATCH.inputs > 1
+TRUTH = torch.nn.functional.one_hot(BATCH.labels - 2, DIGITS).bool()
+EASY = EXAMPLES._replace(inputs=np.where(np.arange(CELLS) < 12, EXAMPLES.labels, EXAMPLES.inputs))
+NEVER, ALWAYS = -30.0, 30.0
+
+
+def lattice(keep=0.0, conflict=0.0, halt=0.0, scale=0.0, **options):
+    """A small lattice whose heads say, beside `scale` times what the network says, the given logits."""
+    torch.manual_seed(0)
+    reasoner = Lattice(LatticeConfig(hidden_size=16, width_multiple=8, cycles=2, **options), TASK.spec)
+    with torch.no_grad():
+        for head in (reasoner.keep, reasoner.conflict, reasoner.head):
+            head.weight.mul_(scale)
+        reasoner.keep_bias.fill_(keep)
+        reasoner.conflict_bias.fill_(conflict)
+        reasoner.halt.bias.fill_(halt)
+    return reasoner.eval()
+
+
+@torch.no_grad()
+def run(reasoner, steps, state=None, batch=None):
+    """The possible symbols after each step [steps, B, L, K], for puzzles without labels."""
+    batch = batch or Batch.unlabelled(BATCH.inputs)
+    state = state or reasoner.init_state(*batch.inputs.shape)
+    found = []
+    for _ in range(steps):
+        state, _ = reasoner(state, batch, FullBPTT())
+        found.append(state.possible)
+    return torch.stack(found)
+
+
+def told(inputs=BATCH.inputs):
+    """What a puzzle says: one symbol where a digit is given, all elsewhere."""
+    digits = torch.nn.functional.one_hot((inputs - 2).clamp(min=0), DIGITS).bool()
+    return digits | (inputs == 1).unsqueeze(2)
+
+
+def test_no_rule_is_applied_by_itself():
+    """A network that would keep everything eliminates nothing: every step does no more than one guess, though a digit
+    beside an equal one is an obvious contradiction.
+    """
+    before = told()
+    for after in run(lattice(keep=ALWAYS, conflict=NEVER), int((~GIVEN).sum(1).min())):
+        gone = before & ~after
+        assert not (after & ~before).any()
+        assert (gone.any(2).sum(1) == 1).all()  # one position
+        assert (after[gone.any(2)].sum(1) == 1).all()  # which has one symbol now
+        before = after
+
+
+def test_the_network_eliminates():
+    """A network that would keep nothing leaves the given digits alone; all else goes, so that it starts again."""
+    reasoner = lattice(keep=NEVER, conflict=NEVER)
+    state, _ = reasoner(reasoner.init_state(COUNT, CELLS), Batch.unlabelled(BATCH.inputs), FullBPTT())
+    assert state.possible.all()
+    _, said = reasoner(reasoner.init_state(COUNT, CELLS), Batch.unlabelled(BATCH.labels), FullBPTT())
+    assert torch.equal(said.logits.argmax(2), BATCH.labels)
+
+
+def test_a_belief_in_a_conflict_starts_again():
+    """Where the network believes in a conflict everything is possible again."""
+    for conflict in (NEVER, ALWAYS):
+        reasoner = lattice(keep=ALWAYS, conflict=conflict)
+        state, _ = reasoner(reasoner.init_state(COUNT, CELLS), Batch.unlabelled(BATCH.inputs), FullBPTT())
+        assert bool(state.possible.all()) is (conflict == ALWAYS)
+
+
+def test_a_full_board_is_given_up_when_it_has_been_seen():
+    """The step that fills a board leaves it full, so that it can be accepted; the next one starts again."""
+    reasoner = lattice(keep=ALWAYS, conflict=NEVER)
+    place = int(np.flatnonzero(~GIVEN[0].numpy())[0])
+    batch = Batch.unlabelled(torch.where(torch.arange(CELLS) == place, 1, BATCH.labels[:1]))
+    first, second = run(reasoner, 2, batch=batch)
+    assert (first.sum(2) == 1).all()
+    assert second.all()
+
+
+def test_guesses_are_made_where_the_fewest_symbols_are_left():
+    """Where one open position has fewer symbols than all others, the guess is made there."""
+    for place in np.flatnonzero(~GIVEN[0].numpy()):
+        possible = told()
+        possible[:, place, 2:] = False
+        open_there = ~GIVEN[:, place]
+        after = run(lattice(keep=ALWAYS, conflict=NEVER), 1, LATTICE_START._replace(possible=possible))[0]
+        changed = (after != possible).any(2)
+        assert changed[open_there, place].all()
+
+
+LATTICE_START = lattice().init_state(COUNT, CELLS)
+
+
+def test_dice_make_chains():
+    """Equal dice make equal guesses, whoever sits beside; noise in the dice, and another step, make other ones."""
+    reasoner = lattice(keep=ALWAYS, conflict=NEVER)
+    inputs = BATCH.inputs[:1].expand(200, -1)
+    batch = Batch.unlabelled(inputs)
+    fresh = reasoner.init_state(200, CELLS)
+    same = run(reasoner, 1, fresh, batch)[0]
+    assert (same == same[:1]).all()
+    noise = [
+        (row, Noise(seed=0, start=row, sigma_init=1.0, random_init=False, sigma_step=0.0), 0) for row in range(200)
+    ]
+    other = run(reasoner, 1, add_noise(fresh, noise), batch)[0]
+    assert len({tuple(row.flatten().tolist()) for row in other}) > 20
+    later = run(reasoner, 1, fresh._replace(steps=torch.arange(200)), batch)[0]
+    assert len({tuple(row.flatten().tolist()) for row in later}) > 20
+
+
+def test_draws_are_uniform_and_independent():
+    """The numbers that guesses are made of are spread evenly between 0 and 1, and no neighbour follows another."""
+    reasoner = lattice()
+    state = LatticeState(LATTICE_START.possible, LATTICE_START.z, torch.zeros(500), torch.arange(500))
+    draws = reasoner._draws(state, 400).double()
+    assert ((draws > 0) & (draws < 1)).all()
+    counts = torch.histc(draws, 20, 0, 1) / draws.numel()
+    assert (counts - 0.05).abs().max() < 0.003
+    for one, other in ((draws[:, 1:], draws[:, :-1]), (draws[1:], draws[:-1])):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.01
+
+
+def test_the_loss_by_hand():
+    """One update's loss: the weighted cross-entropies of keeping, of the symbols and of the conflict; only
+    the last where a right symbol is lost."""
+    reasoner = lattice(keep=0.7, conflict=-0.4, keep_weight=3.0, conflict_weight=0.5)
+    for lose in (False, True):
+        possible = told()
+        if lose:
+            possible[:, 5] = ~TRUTH[:, 5]
+        state = reasoner.init_state(COUNT, CELLS)._replace(possible=possible)
+        _, said = reasoner(state, BATCH, FullBPTT())
+        seen = possible & told()
+        lost_there = (TRUTH & ~seen).any(2)
+        lost = lost_there.any(1)
+        right, wrong = (seen & TRUTH).sum((1, 2)), (seen & ~TRUTH).sum((1, 2))
+        stay = 1 / (1 + np.exp(-0.7))
+        keep = -(3.0 * right * np.log(stay) + wrong * np.log(1 - stay)) / 2 / (right + wrong)
+        symbols = np.log(DIGITS)  # a network that says nothing
+        chance = 1 / (1 + np.exp(0.4))
+        conflict = torch.where(lost_there, -np.log(chance), -np.log(1 - chance)).mean(1)
+        expected = torch.where(lost, 0.0, keep + symbols) + 0.5 * conflict
+        torch.testing.assert_close(said.own_loss, expected.float(), rtol=1e-4, atol=1e-4)
+        assert lost.any() == lose
+
+
+def test_without_labels_there_is_no_loss():
+    """A puzzle without labels has the loss 0 of keeping and of symbols, and is in no conflict."""
+    reasoner = lattice(conflict=NEVER)
+    _, said = reasoner(reasoner.init_state(COUNT, CELLS), Batch.unlabelled(BATCH.inputs), FullBPTT())
+    assert said.own_loss.abs().max() < 1e-6
+
+
+def test_in_training_lost_states_are_given_up():
+    """With labels, about the stated share of the states that have lost a right symbol start again, and no other."""
+    reasoner = lattice(keep=ALWAYS, conflict=NEVER, retreat=0.25)
+    inputs, labels = (torch.cat([c[:1]] * 1000) for c in BATCH[:2])
+    possible = told(inputs)
+    place = int(np.flatnonzero(~GIVEN[0].numpy())[0])
+    possible[:, place] &= ~TRUTH[0, place]
+    state = reasoner.init_state(1000, CELLS)._replace(possible=possible, steps=torch.arange(1000))
+    after, _ = reasoner(state, Batch(inputs, labels, inputs[:, 0] * 0), FullBPTT())
+    assert after.possible.flatten(1).all(1).float().mean().item() == pytest.approx(0.25, abs=0.05)
+    sound, _ = reasoner(state._replace(possible=told(inputs)), Batch(inputs, labels, inputs[:, 0] * 0), FullBPTT())
+    assert not sound.possible.flatten(1).all(1).any()
+
+
+def test_in_training_most_guesses_are_right():
+    """With labels, a guess is right at least as often as the hint says; without, a network that knows nothing is right
+    once in as many guesses as there are symbols.
+    """
+    inputs, labels = (torch.cat([c[:1]] * 1000) for c in BATCH[:2])
+    reasoner = lattice(keep=ALWAYS, conflict=NEVER, hint=0.6)
+    start = reasoner.init_state(1000, CELLS)._replace(steps=torch.arange(1000))
+    shares = []
+    for batch in (Batch(inputs, labels, inputs[:, 0] * 0), Batch.unlabelled(inputs)):
+        after = run(reasoner, 1, start, batch)[0]
+        guessed = (after.sum(2) == 1) & (inputs == 1)
+        assert (guessed.sum(1) == 1).all()
+        shares.append((after & TRUTH[:1]).any(2)[guessed].float().mean().item())
+    assert shares == pytest.approx([0.6 + 0.4 / DIGITS, 1 / DIGITS], abs=0.05)
+
+
+def test_a_means_of_states_is_refused():
+    """Adaptive computation time would mix boards; it is refused in one line."""
+    reasoner = lattice()
+    with pytest.raises(ConfigError, match="a search such as lattice has none of"):
+        AdaptiveComputationTime().step(reasoner, reasoner.init_state(COUNT, CELLS), BATCH, FullBPTT())
+
+
+def model_of(reasoner):
+    return Model(task=TASK, reasoner=reasoner, gradient=FullBPTT(), halting=Correctness(HaltingConfig(max_steps=64)))
+
+
+@pytest.fixture(scope="module")
+def guesser():
+    """A network that knows nothing: it eliminates nothing and guesses evenly, so that only luck solves a puzzle."""
+    return model_of(lattice(keep=ALWAYS, conflict=NEVER, halt=NEVER))
+
+
+def test_an_answer_is_verified_by_the_rules_alone(guesser):
+    """Of the answers of a network that knows nothing, those that the solver calls verified are solutions, the others
+    are not; with enough steps luck finds some of both.
+    """
+    solutions = Solver(guesser, slots=16, device="cpu").solve(list(EASY.inputs), budget="verified|steps=12")
+    verdicts = [solution.verified for solution in solutions]
+    assert {True, False} == set(verdicts)
+    for puzzle, solution in zip(EASY.inputs, solutions, strict=True):
+        assert solution.verified is TASK.verify(puzzle, solution.tokens)
+
+
+def test_a_search_goes_on_until_the_rules_accept(guesser):
+    """Without a budget a search has many more steps than in training, and stops at a verified answer; in an evaluation
+    it keeps that answer, so that more steps never lower the score.
+    """
+    solver = Solver(guesser, slots=16, device="cpu")
+    assert str(solver.default_budget) == "verified|steps=1000"
+    ordinary = dataclasses.replace(guesser, reasoner=lattice())
+    ordinary.reasoner.__class__ = type("Plain", (Lattice,), {"search": False, "__module__": __name__})
+    assert "halted" in str(Solver(ordinary, slots=16, device="cpu").default_budget)
+    scores = evaluate(guesser, EASY, steps=[1, 8, 16, 32, 64], slots=16)
+    assert list(scores.exact) == sorted(scores.exact)
+    assert scores.exact[-1] > 0
+    assert scores.exact == scores.verified
