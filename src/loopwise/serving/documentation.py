@@ -22,7 +22,9 @@ EXAMPLES: dict[str, Problem] = {
     "413": Problem(413, "too-large", "a request may have 1048576 bytes; send fewer puzzles at a time"),
     "415": Problem(415, "content-type", "send the request as Content-Type: application/json"),
     "422": Problem(422, "puzzle", "the puzzle has 35 cells, a 6x6 sudoku has 36; write every cell"),
-    "429": Problem(429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3),
+    "429": Problem(
+        429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3
+    ),
     "503": Problem(503, "not-ready", "the model sudoku-6x6 is being loaded", retry_after=1),
 }
 
@@ -120,9 +122,7 @@ def describe_api(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
+            found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             kinds = (schemas.SolveRequest, schemas.SolveResponse, schemas.StepEvent, schemas.ProblemBody)
             _, made = models_json_schema(
                 [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"

@@ -18,6 +18,7 @@ from loopwise.config import to_json
 from loopwise.data import cache
 from loopwise.errors import LoopwiseError
 from loopwise.models import find
+from loopwise.serving.bell import Bell
 from loopwise.serving.logs import log
 from loopwise.serving.metrics import Meters
 from loopwise.serving.problems import Problem
@@ -39,11 +40,12 @@ MEMORY = 30.0
 class Host:
     """One model with its engine. `load` may take its time in a thread; all else is quick, from any thread."""
 
-    def __init__(self, name: str, checkpoint: str, settings: Settings, meters: Meters) -> None:
+    def __init__(self, name: str, checkpoint: str, settings: Settings, meters: Meters, bell: Bell) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.settings = settings
         self.meters = meters
+        self.bell = bell
         self._solver: Solver | None = None
         self._pool: Tokens | None = None  # [N, L] puzzles to draw from; None until they are there
         self._loss = "softmax"
