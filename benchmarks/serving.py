@@ -1,12 +1,12 @@
 """The service under load: what it answers, how fast, what it refuses, whether it loses anything and grows.
 
-python benchmarks/serving.py [--model sudoku-6x6] [--seconds 300] [--loads 0.5,1,3] [--budget 16] [--batch 1] [--json OUT]
+python benchmarks/serving.py [--model sudoku-6x6] [--seconds 300] [--loads 0.5,1,3] [--budget 16] [--batch 1]
 
 First the engine alone solves puzzles for a while, without HTTP: the offline rate. Then the service is started as a
 process of its own, and as many callers as keep it busy, each asking again when it has its answer, give the saturated
 rate; that is its capacity. Then requests arrive at random (Poisson) at 0.5, 1 and 3 times the capacity, whether or not
 those before are answered, each on a connection that is free or on a new one. The latency of a request counts from the
-moment it was due. A request is answered (200), refused (429, 503), or lost: anything else, a broken connection among it.
+moment it was due. A request is answered (200), refused (429, 503), or lost: anything else, such as a broken connection.
 A connection that the service closed while it was idle is no loss: the request goes out once more on a fresh one.
 Memory is the resident set of the service. The generator shares the machine with the service.
 """

@@ -98,11 +98,11 @@ def main(arguments: Sequence[str]) -> int:
     address, port = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     sys.stderr.write(f"serving {', '.join(name for name, _ in settings.models)} at http://{shown}:{port}\n")
-    to_standard_error()
-    if settings.workers == 1:
-        serve(settings, listening)
-    else:
-        Workers(settings, listening).run()
+    with listening, to_standard_error():
+        if settings.workers == 1:
+            serve(settings, listening)
+        else:
+            Workers(settings, listening).run()
     return 0
 
 

@@ -51,6 +51,12 @@ def make_app(settings: Settings) -> Guard:
         docs_url=None,  # they load code from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },  # nothing leaves unasked
     )
     app.state.hosting = hosting
     _add_errors(app)

@@ -25,7 +25,9 @@ class Hosting:
         self.settings = settings
         self.meters = Meters()
         self.bell = Bell()
-        self.hosts = {name: Host(name, checkpoint, settings, self.meters, self.bell) for name, checkpoint in settings.models}
+        self.hosts = {
+            name: Host(name, checkpoint, settings, self.meters, self.bell) for name, checkpoint in settings.models
+        }
         self.jobs: set[Job] = set()
         self.in_flight = 0
         """HTTP requests that are being answered."""

@@ -54,6 +54,8 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
     def response(self) -> Response:
         """The whole response."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            headers["connection"] = "close"  # the rest of the body is not waited for
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
         return JsonResponse(self.body(), self.status, headers, PROBLEM_JSON)
