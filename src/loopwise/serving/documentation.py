@@ -57,12 +57,23 @@ def _error(status: str) -> dict[str, Json]:
 ERRORS: dict[int | str, dict[str, Any]] = {int(status): _error(status) for status in MEANINGS}
 """Errors by status, for the routes to choose from."""
 
-STREAM_EXAMPLE = (
-    'event: step\ndata: {"start":0,"step":1,"answer":"45...","tokens":[5,6],"changed":[],"halt_probability":0.1,'
-    '"residual":1.2,"confidence":[0.9],"violations":[],"verified":false}\n\n'
-    'event: result\ndata: {"answer":"451362...","verified":true,"steps":3,"stopped_by":"verified"}\n\n'
-    "data: [DONE]\n\n"
-)
+STREAM: dict[str, Any] = {
+    "schema": {
+        "description": "Each event: its data is a StepEvent, a Result or a ProblemBody as JSON; that of the last, which "
+        "has no name, is [DONE].",
+        "type": "object",
+        "properties": {
+            "event": {"type": "string", "enum": ["step", "result", "error", "message"]},
+            "data": {"type": "string"},
+        },
+        "required": ["data"],
+    },
+    "example": {
+        "event": "step",
+        "data": '{"start":0,"step":1,"answer":[1,2],"tokens":[2,3],"changed":[],"halt_probability":0.1,'
+        '"residual":1.2,"confidence":[0.9,0.8],"violations":[],"verified":true}',
+    },
+}
 
 SOLVE: dict[str, Any] = {
     "requestBody": {
@@ -110,7 +121,7 @@ SOLVE: dict[str, Any] = {
                         ],
                     },
                 },
-                "text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE},
+                "text/event-stream": STREAM,
             },
         }
     },
