@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { chooser } from "./choices.js";
 import { asGif, asJson, save } from "./download.js";
 import { Player } from "./player.js";
-import { brushesOf, emptyPuzzle, fromWire, kindOf, spoken, toWire } from "./puzzle.js";
+import { blankOf, brushesOf, emptyPuzzle, fromWire, kindOf, spoken, toWire } from "./puzzle.js";
 import { count, Run } from "./run.js";
 import { Side } from "./side.js";
 import { Timeline } from "./timeline.js";
@@ -52,7 +52,6 @@ function show() {
   document.body.dataset.thinking = running || player.playing;
   find("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
   find("play").dataset.playing = player.playing;
-  find("clock").textContent = reached ? `step ${time} of ${reached}` : "";
   for (const id of ["back", "play", "forth", "json", "gif"]) find(id).disabled = reached === 0;
   find("more").disabled = running || reached === 0;
   if (!running && reached && time === reached && !player.playing) announceEnd(reached);
@@ -94,7 +93,7 @@ function edit(cell, token) {
   if (kindOf(model) === "maze" && "SG".includes(model.symbols[token])) {
     // There is one start and one goal.
     tokens.forEach((other, at) => {
-      if (other === token) tokens[at] = page.puzzle[cell] === token ? other : fromWire(model, toWire(model, emptyPuzzle(model)))[0];
+      if (other === token) tokens[at] = blankOf(model);
     });
   }
   tokens[cell] = token;
@@ -211,10 +210,8 @@ async function think({ from = 0 } = {}) {
 
 async function follow(run, signal) {
   try {
-    const { name: model, any_length: anyLength } = run.model;
-    const puzzle = toWire(run.model, run.puzzle);
-    void anyLength;
-    for await (const [name, data] of api.solve({ model, puzzle, ...page.request }, signal)) {
+    const request = { model: run.model.name, puzzle: toWire(run.model, run.puzzle), ...page.request };
+    for await (const [name, data] of api.solve(request, signal)) {
       if (signal.aborted) return;
       if (name === "step") run.add(data);
       if (name === "result") run.finish(data);
@@ -298,7 +295,8 @@ function listen() {
     const text = event.clipboardData.getData("text");
     if (text) tryPuzzle(text, complain);
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  darkScreen.addEventListener("change", nameTheme);
+  nameTheme();
 }
 
 function fileName() {
@@ -343,10 +341,20 @@ function tryPuzzle(text, otherwise) {
   }
 }
 
+const darkScreen = matchMedia("(prefers-color-scheme: dark)");
+
+function isDark() {
+  const { theme } = document.documentElement.dataset;
+  return theme ? theme === "dark" : darkScreen.matches;
+}
+
 function switchTheme() {
-  const dark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  find("theme").textContent = dark ? "Dark" : "Light";
+  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+  nameTheme();
+}
+
+function nameTheme() {
+  find("theme").textContent = isDark() ? "Light" : "Dark";
   redraw();
 }
 

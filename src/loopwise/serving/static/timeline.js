@@ -4,9 +4,9 @@ import { colours } from "./draw.js";
 
 const LABEL = 16; // pixels above each strip
 const CURVE = 44;
-const ROLL = 52;
+const ROLL = 72;
 const GAP = 10;
-const AXIS = 18;
+const AXIS = 22;
 const SMALLEST = 1e-3; // residuals are drawn on a logarithmic scale from here
 const LARGEST = 2;
 
@@ -25,10 +25,10 @@ export function drawTimeline(ctx, width, { runs, time, length, theme, font }) {
   let y = 0;
   markDepth(sketch, length, heightOf(runs.length) - AXIS);
   y += label(sketch, y, "belief that it is right", (frame) => percent(frame.belief));
-  curve(sketch, y, (frame) => frame.belief, true);
+  curve(sketch, y, (frame) => frame.belief);
   y += CURVE + GAP;
   y += label(sketch, y, "movement of the state", (frame) => frame.residual?.toPrecision(2));
-  curve(sketch, y, (frame) => frame.residual == null ? null : logarithmic(frame.residual), false);
+  curve(sketch, y, (frame) => frame.residual == null ? null : logarithmic(frame.residual));
   y += CURVE + GAP;
   y += label(sketch, y, "cells that change", (frame) => frame.changed.length);
   const roll = runs.length > 1 ? ROLL * 0.8 : ROLL;
@@ -86,7 +86,7 @@ function label({ ctx, runs, time, pens, theme, font }, y, text, value) {
   return LABEL;
 }
 
-function curve({ ctx, width, runs, time, pens, theme, x }, y, value, filled) {
+function curve({ ctx, width, runs, time, pens, theme, x }, y, value) {
   ctx.strokeStyle = theme.hair;
   ctx.lineWidth = 1;
   ctx.beginPath();
@@ -102,7 +102,7 @@ function curve({ ctx, width, runs, time, pens, theme, x }, y, value, filled) {
     const past = points.filter(([, , step]) => step <= time);
     ctx.globalAlpha = 0.25;
     stroke(ctx, points, pens[index], 1.25);
-    if (filled && past.length > 1 && index === 0) fill(ctx, past, y + CURVE - 1, pens[index]);
+    if (past.length > 1 && index === 0) fill(ctx, past, y + CURVE - 1, pens[index]);
     ctx.globalAlpha = 1;
     stroke(ctx, past, pens[index], 1.75);
     const now = past.at(-1);
@@ -154,28 +154,35 @@ function drawRoll({ ctx, column, time, theme, x }, y, height, run, pen) {
   ctx.globalAlpha = 1;
 }
 
-function axis({ ctx, x, theme, font, column }, y, length) {
+function axis({ ctx, x, time, theme, font, column }, y, length) {
   const every = [1, 2, 4, 8, 16, 32, 64, 128, 256].find((step) => step * column > 34) ?? 512;
   ctx.font = `11px ${font}`;
   ctx.fillStyle = theme.muted;
   ctx.textAlign = "center";
   ctx.textBaseline = "alphabetic";
-  for (let step = every; step <= length; step += every) ctx.fillText(step, x(step), y + AXIS - 4);
+  for (let step = every; step <= length; step += every) {
+    if (Math.abs(x(step) - x(time)) > 22) ctx.fillText(step, x(step), y + AXIS - 6);
+  }
 }
 
-function playhead({ ctx, x, time, theme }, bottom) {
-  ctx.strokeStyle = theme.ink;
+/** A line through all strips, with the number of the step at its foot. */
+function playhead({ ctx, x, time, theme, font, width }, bottom) {
+  const at = x(time);
+  ctx.strokeStyle = ctx.fillStyle = theme.ink;
   ctx.lineWidth = 1;
   ctx.beginPath();
-  ctx.moveTo(x(time), 2);
-  ctx.lineTo(x(time), bottom + 4);
+  ctx.moveTo(at, 2);
+  ctx.lineTo(at, bottom + 4);
   ctx.stroke();
-  ctx.fillStyle = theme.ink;
+  const half = 15;
+  const middle = Math.max(half, Math.min(at, width - half));
   ctx.beginPath();
-  ctx.moveTo(x(time) - 5, bottom + 9);
-  ctx.lineTo(x(time) + 5, bottom + 9);
-  ctx.lineTo(x(time), bottom + 2);
+  ctx.roundRect(middle - half, bottom + 4, 2 * half, AXIS - 4, 4);
   ctx.fill();
+  ctx.font = `600 11px ${font}`;
+  ctx.textAlign = "center";
+  ctx.fillStyle = theme.page;
+  ctx.fillText(time, middle, bottom + AXIS - 5);
 }
 
 export class Timeline {
