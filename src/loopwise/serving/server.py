@@ -1,0 +1,161 @@
+"""One process of the service: uvicorn, with an end that loses no request, and without patience for the slow."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from loopwise.errors import LoopwiseError
+from loopwise.serving.app import make_app
+from loopwise.serving.hosting import Hosting
+from loopwise.serving.logs import log
+from loopwise.serving.settings import Settings
+
+__all__ = ["Server", "listen", "serve"]
+
+KEEP_ALIVE = 5
+"""Seconds after which a connection without a request is closed."""
+
+BACKLOG = 2048
+
+QUIET = 0.5
+"""Seconds without a request after which a draining service ends, so that connections that are open hear of it."""
+
+
+class Connection(H11Protocol):
+    """Closes a connection whose request does not come, or whose answer is not read, within `receive_seconds`."""
+
+    receive_seconds = 10.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a request's head, from its first byte on."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._rest()
+        elif self._timer is None:
+            self._wait()
+
+    def pause_writing(self) -> None:
+        """Wait for the other side to read."""
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        super().resume_writing()
+        self._rest()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close it, and do not wait for what nobody reads."""
+        super().timeout_keep_alive_handler()
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing to wait for any more."""
+        super().connection_lost(exc)
+        self._rest()
+
+    def _wait(self) -> None:
+        self._rest()
+        self._timer = self.loop.call_later(self.receive_seconds, self._give_up)
+
+    def _rest(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        self._timer = None
+        self.transport.abort()
+
+
+class Server(uvicorn.Server):
+    """Ends in order: after SIGTERM or Ctrl-C no more puzzles are taken, those on their way may finish within the drain
+    time, the rest is refused, and then it ends. A second signal ends it at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, hosting: Hosting) -> None:
+        super().__init__(config)
+        self.hosting = hosting
+        self._asked_at = 0.0
+        self._busy_at = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end."""
+        if self.hosting.draining:
+            self.should_exit = self.force_exit = True
+        self.hosting.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: measure, and see whether to end."""
+        hosting, now = self.hosting, time.monotonic()
+        hosting.look()
+        if hosting.failure is not None:
+            return True
+        if hosting.draining:
+            if not self._asked_at:
+                self._asked_at = self._busy_at = now
+                log("draining", in_flight=hosting.in_flight, drain_seconds=hosting.settings.drain_seconds)
+            if hosting.in_flight:
+                self._busy_at = now
+            if now - self._asked_at > hosting.settings.drain_seconds:
+                log("refusing what is left", puzzles=sum(len(job.results) for job in hosting.jobs))
+                hosting.end_jobs("refused")
+                await asyncio.sleep(QUIET)
+                return True
+            if now - self._busy_at > QUIET or (not hosting.in_flight and not self.server_state.connections):
+                return True
+        return await super().on_tick(counter)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket of the service. Raises OSError where the address is taken or is none of this machine."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    listening.set_inheritable(True)
+    return listening
+
+
+def serve(settings: Settings, listening: socket.socket) -> None:
+    """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+    guard = make_app(settings)
+    hosting = guard.hosting
+    protocol: Any = type("Connection", (Connection,), {"receive_seconds": settings.receive_seconds})
+    config = uvicorn.Config(
+        guard,
+        http=protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=5,
+        backlog=BACKLOG,
+    )
+    server = Server(config, hosting)
+    server.run(sockets=[listening])
+    if isinstance(hosting.failure, LoopwiseError):
+        raise hosting.failure
+    if hosting.failure is not None:
+        raise LoopwiseError(f"the models could not be loaded: {hosting.failure}")
+    log("ended")
