@@ -36,27 +36,33 @@ function detailOf(body) {
   return typeof detail === "string" ? detail : detail && JSON.stringify(detail);
 }
 
+/** {models, limits}; a model whose weights are not there yet has little more than a name. */
 export async function getModels() {
-  return (await (await call("/v1/models")).json()).models;
+  return (await call("/v1/models")).json();
 }
 
 export async function getTasks() {
   return (await (await call("/v1/tasks")).json()).tasks;
 }
 
-export async function getPuzzle(model, seed) {
-  const query = new URLSearchParams({ model, seed, count: 1 });
-  return (await (await call(`/v1/puzzles?${query}`)).json()).puzzles[0];
+export async function getPuzzles(model, seed, count) {
+  const query = new URLSearchParams({ model, seed, count });
+  return (await (await call(`/v1/puzzles?${query}`)).json()).puzzles;
+}
+
+/** The results of many puzzles at once, in their order; one that failed has `error`. */
+export async function solveAll(request, signal) {
+  return (await (await post(request, signal)).json()).results;
+}
+
+function post(request, signal) {
+  const headers = { "Content-Type": "application/json" };
+  return call("/v1/solve", { method: "POST", headers, body: JSON.stringify(request), signal });
 }
 
 /** Solve one puzzle, step by step: yields ["step" | "result", data] until the service says that it is done. */
 export async function* solve(request, signal) {
-  const response = await call("/v1/solve", {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Accept: "text/event-stream" },
-    body: JSON.stringify({ ...request, stream: true }),
-    signal,
-  });
+  const response = await post({ ...request, stream: true }, signal);
   for await (const { name, data } of events(response.body)) {
     if (data === "[DONE]") return;
     const value = JSON.parse(data);

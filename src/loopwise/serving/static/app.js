@@ -3,8 +3,9 @@
 import * as api from "./api.js";
 import { chooser } from "./choices.js";
 import { asGif, asJson, save } from "./download.js";
+import { buildPalette } from "./palette.js";
 import { Player } from "./player.js";
-import { blankOf, brushesOf, emptyPuzzle, fromWire, kindOf, spoken, toWire } from "./puzzle.js";
+import { blankOf, emptyPuzzle, fromWire, kindOf, toWire } from "./puzzle.js";
 import { count, Run } from "./run.js";
 import { Side } from "./side.js";
 import { Timeline } from "./timeline.js";
@@ -12,6 +13,11 @@ import { Timeline } from "./timeline.js";
 const find = (id) => document.getElementById(id);
 const FIRST_SEED = 0;
 const MORE = 16; // steps of "keep thinking"
+const SEARCHED = 100; // puzzles among which a hard one is looked for
+const PATIENCE = 5; // seconds for that
+
+// Seen first, as it takes the shipped model more steps than it was trained with; by the form of the box.
+const SHOWPIECES = { "2x3": "5.4..1...........5...63..214..6....." };
 
 const page = {
   choices: null,
@@ -54,6 +60,8 @@ function show() {
   find("play").dataset.playing = player.playing;
   for (const id of ["back", "play", "forth", "json", "gif"]) find(id).disabled = reached === 0;
   find("more").disabled = running || reached === 0;
+  const unsolved = runs.some((run) => run.result && !run.result.verified);
+  find("more").classList.toggle("primary", unsolved && !running && time === reached);
   if (!running && reached && time === reached && !player.playing) announceEnd(reached);
 }
 
@@ -113,7 +121,13 @@ function rebuild() {
   find("stage").dataset.sides = models.length;
   page.sides.forEach((side, index) => side.build(models[index], page.puzzle.length));
   document.body.dataset.kind = kindOf(models[0]);
-  buildPalette(models[0]);
+  find("stage").dataset.flat = models[0].shape.length === 1;
+  buildPalette(find("palette"), find("hint"), find("legend"), models[0], {
+    write: (token) => edit(page.sides[0].board.current, token),
+    brush: setBrush,
+    lengthen,
+  });
+  setBrush(null);
   setPuzzle(page.puzzle);
   return fits;
 }
@@ -122,65 +136,61 @@ function sameForm(one, other) {
   return one.task === other.task && String(one.symbols) === String(other.symbols) && String(one.shape) === String(other.shape);
 }
 
-function buildPalette(model) {
-  const kind = kindOf(model);
-  const paints = model.shape.length === 2 && kind !== "boxed";
-  const tokens = kind === "bars" ? [] : brushesOf(model);
-  find("palette").hidden = tokens.length > 40;
-  find("palette").replaceChildren(...tokens.map((token) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    const symbol = model.symbols[token];
-    button.dataset.symbol = kind === "maze" ? spoken(model, token) : symbol;
-    button.textContent = kind === "maze" ? spoken(model, token) : symbol === "." || token === 0 ? "␣" : symbol;
-    button.setAttribute("aria-label", paints ? `Paint: ${spoken(model, token)}` : `Write: ${spoken(model, token)}`);
-    if (paints) button.setAttribute("aria-pressed", "false");
-    button.addEventListener("click", () => (paints ? setBrush(button, token) : edit(page.sides[0].board.current, token)));
-    return button;
-  }));
-  if (kind === "bars" && model.any_length) {
-    for (const [text, by, label] of [["−", -1, "Shorter"], ["+", 1, "Longer"]]) {
-      const button = document.createElement("button");
-      Object.assign(button, { type: "button", textContent: text });
-      button.setAttribute("aria-label", label);
-      button.addEventListener("click", () => lengthen(by));
-      find("palette").append(button);
-    }
-  }
-  find("hint").textContent = {
-    boxed: "Choose a cell, then type a symbol or press one here.",
-    maze: "Press a symbol, then draw. Or move with the arrow keys and type # . S G.",
-    bars: "Drag a bar, or choose a place and type a number.",
-    table: paints ? "Press a symbol, then paint; or choose a cell and type." : "Choose a place, then type a symbol.",
-  }[kind];
-}
-
-function setBrush(button, token) {
-  const on = button.getAttribute("aria-pressed") !== "true";
-  for (const other of find("palette").children) other.setAttribute("aria-pressed", "false");
-  button.setAttribute("aria-pressed", on);
-  for (const { board } of page.sides) board.brush = on ? token : null;
-  find("stage").dataset.brush = on;
+/** Paint with a symbol from now on, or with none. */
+function setBrush(token) {
+  for (const { board } of page.sides) board.brush = token;
+  find("stage").dataset.brush = token !== null;
 }
 
 function lengthen(by) {
-  const tokens = by > 0 ? [...page.puzzle, 1 + (page.puzzle.length % (page.choices.model().symbols.length - 1))] : page.puzzle.slice(0, -1);
-  if (tokens.length < 1 || tokens.length > 128) return;
-  page.sides.forEach((side, index) => side.build(page.choices.models()[index], tokens.length));
-  setPuzzle(tokens);
+  const model = page.choices.model();
+  const most = Math.min(model.max_length ?? 64, 96);
+  const length = Math.max(4, Math.min(page.puzzle.length + by, most));
+  const more = Math.max(0, length - page.puzzle.length);
+  const token = () => 1 + Math.floor(Math.random() * (model.symbols.length - 1));
+  takePuzzle([...page.puzzle.slice(0, length), ...Array.from({ length: more }, token)]);
 }
 
 async function drawRandom() {
+  const model = page.choices.model();
   try {
-    const model = page.choices.model();
-    const value = await api.getPuzzle(model.name, page.seed);
-    page.seed = 1 + Math.floor(Math.random() * 1_000_000);
+    const [value] = await drawMany(model, 1);
     takePuzzle(fromWire(model, value));
     return true;
   } catch (error) {
     complain(error);
     return false;
   }
+}
+
+/** Random puzzles; rows of another length than the service's own are drawn here. */
+async function drawMany(model, number) {
+  const { length } = page.puzzle;
+  if (kindOf(model) === "bars" && length !== model.shape[0] && length) {
+    const token = () => 1 + Math.floor(Math.random() * (model.symbols.length - 1));
+    return Array.from({ length: number }, () => toWire(model, Array.from({ length }, token)));
+  }
+  const seed = page.seed;
+  page.seed = 1 + Math.floor(Math.random() * 1_000_000);
+  return api.getPuzzles(model.name, seed, number);
+}
+
+/** Of many random puzzles the one that takes the model the most steps, if it can be solved at all. */
+async function drawHard() {
+  const button = find("hard");
+  button.disabled = true;
+  say("Looking for a hard puzzle.");
+  try {
+    const model = page.choices.model();
+    const puzzles = await drawMany(model, SEARCHED);
+    const budget = `verified|halted|steps=${4 * (model.trained_steps ?? 16)}`;
+    const results = await api.solveAll({ model: model.name, puzzles, budget, deadline: PATIENCE });
+    const steps = results.map((result) => (result.error ? 0 : result.steps + (result.verified === false ? 0 : 1000)));
+    takePuzzle(fromWire(model, puzzles[steps.indexOf(Math.max(...steps))]));
+  } catch (error) {
+    complain(error);
+  }
+  button.disabled = false;
 }
 
 function takePuzzle(tokens) {
@@ -192,17 +202,22 @@ function takePuzzle(tokens) {
 
 // --- thinking -------------------------------------------------------------------------------------------------------
 
-async function think({ from = 0 } = {}) {
+function think() {
   const { choices, puzzle } = page;
   setPuzzle(puzzle);
-  const abort = (page.abort = new AbortController());
-  page.request = { budget: choices.budget(), starts: choices.starts() };
   page.runs = choices.models().map((model) => new Run(model, puzzle, choices.starts()));
-  for (const run of page.runs) run.running = true;
+  return launch(0);
+}
+
+/** Have the runs solved, and play them from a step on. */
+async function launch(from) {
+  const abort = (page.abort = new AbortController());
+  page.request = { budget: page.choices.budget(), starts: page.runs[0].tracks.length };
+  for (const run of page.runs) run.resume();
   rememberInAddress();
   say("Thinking.");
   player.time = from;
-  player.arrived(0, true);
+  player.arrived(from, true);
   player.play();
   await Promise.all(page.runs.map((run) => follow(run, abort.signal)));
   redraw();
@@ -228,10 +243,8 @@ async function follow(run, signal) {
 /** Go on beyond where it stopped: the same steps again, which come out the same, and more of them. */
 function keepThinking() {
   const reached = Math.max(...page.runs.map((run) => run.length));
-  const chosen = page.runs.map((run) => run.chosen);
   page.choices.extend(reached + MORE);
-  think({ from: reached });
-  page.runs.forEach((run, index) => (run.chosen = chosen[index]));
+  launch(reached);
 }
 
 // --- the address ----------------------------------------------------------------------------------------------------
@@ -242,10 +255,24 @@ function rememberInAddress() {
   history.replaceState(null, "", `#${new URLSearchParams({ ...page.choices.asText(), puzzle })}`);
 }
 
+/** What is served, once at least one model's weights are there. */
+async function waitForModels() {
+  for (;;) {
+    const served = await api.getModels();
+    const models = served.models.filter((model) => model.ready !== false);
+    if (models.length || !served.models.length) {
+      find("message").hidden = true;
+      return { ...served, models };
+    }
+    complain(new Error("The models are being loaded."));
+    await new Promise((done) => setTimeout(done, 700));
+  }
+}
+
 async function start() {
-  const [models, tasks] = await Promise.all([api.getModels(), api.getTasks().catch(() => [])]);
+  const [served, tasks] = await Promise.all([waitForModels(), api.getTasks().catch(() => [])]);
   const wanted = new URLSearchParams(location.hash.slice(1));
-  page.choices = chooser(models, tasks, wanted, {
+  page.choices = chooser(served, tasks, wanted, {
     changed: async (what) => {
       const fits = what === "model" ? rebuild() : true;
       if (!fits && (await drawRandom())) redraw();
@@ -258,7 +285,9 @@ async function start() {
   } catch (error) {
     complain(error);
   }
-  const ready = given ? find("message").hidden : await drawRandom();
+  const showpiece = SHOWPIECES[page.choices.model().task_config?.box];
+  if (!given && showpiece) takePuzzle(fromWire(page.choices.model(), showpiece));
+  const ready = given || showpiece ? find("message").hidden : await drawRandom();
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   document.body.dataset.ready = true;
   if (ready && !calm) think();
@@ -273,6 +302,7 @@ function listen() {
     think();
   });
   press("random", drawRandom);
+  press("hard", drawHard);
   press("clear", () => setPuzzle(emptyPuzzle(page.choices.model()).slice(0, page.puzzle.length)));
   press("play", () => player.toggle());
   press("back", () => player.seek(player.time - 1));

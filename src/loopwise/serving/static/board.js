@@ -1,5 +1,6 @@
 // The grid of cells: shows a frame and lets people change the puzzle, by pointer and by keyboard.
 
+import { linksOf } from "./draw.js";
 import { blankOf, boxOf, brushesOf, columnsOf, isGiven, isPath, kindOf, spoken } from "./puzzle.js";
 
 const TYPING = 700; // milliseconds within which keys belong to one symbol, such as 1 2 for 12
@@ -28,6 +29,9 @@ export class Board {
     this.columns = columnsOf(model, { length });
     this.values = Math.max(model.symbols.length - 2, 1);
     this.root.dataset.kind = this.kind;
+    this.root.dataset.dense = this.columns > (this.kind === "bars" ? 24 : 10);
+    this.foot = this.root.dataset.dense === "true" ? 4 : 28; // pixels under the bars, for the numbers
+    this.root.style.setProperty("--foot", `${this.foot}px`);
     this.root.dataset.flat = model.shape.length === 1;
     this.root.style.setProperty("--columns", this.columns);
     this.root.style.setProperty("--rows", Math.ceil(length / this.columns));
@@ -53,6 +57,7 @@ export class Board {
     cell.tabIndex = -1;
     cell.dataset.at = at;
     cell.append(document.createElement("span"));
+    if (this.kind === "table") cell.append(document.createElement("small")); // the puzzle's own symbol
     const box = boxOf(this.model);
     const [row, column] = [Math.floor(at / this.columns), at % this.columns];
     if (box) {
@@ -74,9 +79,11 @@ export class Board {
       const role = this.#role(puzzle[at], token, time);
       const age = frame.ages[at] < 5 ? frame.ages[at] : "";
       const sure = frame.confidence && role !== "given" ? Math.round(frame.confidence[at] * 50) / 50 : "";
-      const signature = `${token} ${puzzle[at]} ${role} ${age} ${sure} ${broken.has(at)}`;
+      const links = role === "path" ? linksOf(this.model, frame.tokens, at) : [];
+      const signature = `${token} ${puzzle[at]} ${role} ${age} ${sure} ${broken.has(at)} ${links}`;
       if (cell.signature === signature) return;
       cell.signature = signature;
+      if (role === "path") this.#link(cell, links);
       this.#paint(cell, at, { token, role, age, sure, wrong: broken.has(at), given: puzzle[at] });
     });
   }
@@ -100,6 +107,7 @@ export class Board {
     dataset.age = age;
     const symbol = role === "empty" ? "" : this.model.symbols[token];
     cell.firstChild.textContent = this.kind === "maze" ? { start: "S", goal: "G" }[role] ?? "" : symbol;
+    if (this.kind === "table") cell.lastChild.textContent = role === "given" || given === token ? "" : this.model.symbols[given];
     style.setProperty("--sure", sure === "" ? 1 : sure);
     if (this.kind === "bars") {
       style.setProperty("--value", (token - 1) / this.values);
@@ -114,6 +122,13 @@ export class Board {
     if (sure !== "" && role !== "empty") said.push(`${Math.round(sure * 100)} percent sure`);
     if (wrong) said.push("breaks a rule");
     cell.setAttribute("aria-label", said.join(", "));
+  }
+
+  /** Lead a maze's path on to the cells beside. */
+  #link(cell, links) {
+    for (const [name, dx, dy] of [["up", 0, -1], ["right", 1, 0], ["down", 0, 1], ["left", -1, 0]]) {
+      cell.style.setProperty(`--${name}`, Number(links.some((link) => link[0] === dx && link[1] === dy)));
+    }
   }
 
   /** Make a cell the one that the Tab key reaches. */
@@ -204,7 +219,7 @@ export class Board {
   /** The value of a bar that reaches to the pointer. */
   #height({ clientY }, at) {
     const box = this.cells[at].getBoundingClientRect();
-    const share = (box.bottom - clientY - box.height * 0.12) / (box.height * 0.84);
+    const share = (box.bottom - this.foot - clientY) / (box.height - this.foot - 8);
     return 1 + Math.round(Math.max(0, Math.min(1, share)) * this.values);
   }
 }

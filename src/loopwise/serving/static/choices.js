@@ -5,7 +5,7 @@ import { count } from "./run.js";
 const STEPS = [8, 16, 32, 64, 128];
 
 /** Fill the sentence's lists, as the address `wanted` says, and keep them in step with each other. */
-export function chooser(models, tasks, wanted, { changed }) {
+export function chooser({ models, limits }, tasks, wanted, { changed }) {
   const list = (id) => document.getElementById(id);
   const [task, model, rival, stop, steps, starts] = ["task", "model", "rival", "stop", "steps", "starts"].map(list);
   const named = (name) => models.find((one) => one.name === name);
@@ -32,10 +32,13 @@ export function chooser(models, tasks, wanted, { changed }) {
   };
   const fillSteps = (chosen) => {
     const trained = named(model.value).trained_steps ?? 16;
-    const all = [...new Set([...STEPS, trained, Number(chosen)])].filter((n) => n > 0).sort((a, b) => a - b);
+    const all = [...new Set([...STEPS, trained, Number(chosen)])]
+      .filter((n) => n > 0 && n <= (limits?.max_steps ?? n))
+      .sort((a, b) => a - b);
     fill(steps, all.map((n) => [n, n === trained ? `${n} steps, as trained` : count(n, "step")]), chosen);
   };
 
+  for (const option of starts.options) option.hidden = option.disabled = option.value > (limits?.max_starts ?? Infinity);
   const first = named(wanted.get("model")) ?? models[0];
   fill(task, names.map((name) => [name, name.replaceAll("-", " ")]), first.task);
   fillModels(first.name);

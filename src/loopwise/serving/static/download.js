@@ -41,7 +41,7 @@ export async function asGif(runs, length, speed, progress) {
   const height = HEAD + BOARD + EDGE + strip + EDGE / 2;
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const ctx = canvas.getContext("2d", { willReadFrequently: true });
-  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red"];
+  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red", "wall"];
   const gif = new Gif(width, height, names.map((name) => channels(ctx, theme[name])));
   const last = Math.max(...runs.map((run) => run.track.last));
   const stride = Math.ceil(last / MOST_FRAMES);
@@ -75,7 +75,7 @@ function drawPicture(ctx, { runs, time, length, theme, width, height }) {
     ctx.textBaseline = "alphabetic";
     ctx.fillStyle = theme.muted;
     ctx.textAlign = "left";
-    ctx.fillText(run.model.name, left, HEAD - 13);
+    ctx.fillText(index ? run.model.name : `loopwise · ${run.model.name}`, left, HEAD - 13);
     ctx.fillStyle = run.answered(time) && run.result.verified ? pen : theme.muted;
     ctx.textAlign = "right";
     const steps = `step ${Math.min(time, run.track.last)}`;

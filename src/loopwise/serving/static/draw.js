@@ -7,7 +7,7 @@ const SERIF = '"Iowan Old Style", "Palatino Linotype", "URW Palladio L", P052, P
 /** The colours of the theme, as the style sheet has them. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red"];
+  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red", "wall"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
@@ -34,12 +34,24 @@ export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, w
       given: time === 0 || isGiven(model, puzzle[at]),
       wet: time > 0 && frame.ages[at] < 4 ? [0.85, 0.45, 0.22, 0.1][frame.ages[at]] : 0,
       wrong: broken.has(at),
+      links: kind === "maze" ? linksOf(model, frame.tokens, at) : [],
     };
     if (kind === "maze") drawMazeCell(ctx, model, cell, pen, theme);
     else if (kind === "bars") drawBar(ctx, model, cell, pen, theme);
     else drawSymbol(ctx, model, cell, pen, theme);
   });
   if (kind !== "bars") drawLines(ctx, model, { size, top, columns, rows, width, height }, theme);
+}
+
+/** The directions [dx, dy] in which a maze's path goes on from a cell. */
+export function linksOf(model, tokens, at) {
+  const columns = columnsOf(model, tokens);
+  const column = at % columns;
+  const goesOn = (other) => isPath(model, tokens[other]) || "SG".includes(model.symbols[tokens[other]] || "#");
+  return [[0, -1], [1, 0], [0, 1], [-1, 0]].filter(([dx, dy]) => {
+    const other = at + dx + dy * columns;
+    return column + dx >= 0 && column + dx < columns && other >= 0 && other < tokens.length && goesOn(other);
+  });
 }
 
 function wash(ctx, { x, y, width, height, wet }, theme) {
@@ -69,25 +81,45 @@ function drawSymbol(ctx, model, cell, pen, theme) {
   ctx.textAlign = "center";
   ctx.textBaseline = "alphabetic";
   ctx.fillText(symbol, x + width / 2, y + height / 2 + points * 0.34);
+  if (!cell.wrong || width < 30) return;
+  ctx.strokeStyle = theme.red;
+  ctx.lineWidth = Math.max(width * 0.022, 1);
+  ctx.beginPath();
+  ctx.ellipse(x + width / 2, y + height / 2, width * 0.25, height * 0.34, 0.3, 0, 2 * Math.PI);
+  ctx.stroke();
 }
 
 function drawMazeCell(ctx, model, cell, pen, theme) {
   const { x, y, width, height, token } = cell;
   const symbol = model.symbols[token];
   if (symbol === "#") {
-    ctx.fillStyle = theme.ink;
+    ctx.fillStyle = theme.wall;
     ctx.fillRect(x, y, width + 0.5, height + 0.5);
     return;
   }
   wash(ctx, cell, theme);
-  const radius = { S: 0.36, G: 0.4 }[symbol] ?? 0.3;
-  if (!isPath(model, token) && symbol !== "S" && symbol !== "G") return;
-  ctx.fillStyle = ctx.strokeStyle = symbol === "S" || symbol === "G" ? theme.red : cell.wrong ? theme.red : pen;
-  ctx.lineWidth = width * 0.16;
+  const [cx, cy] = [x + width / 2, y + height / 2];
+  const end = symbol === "S" || symbol === "G";
+  if (!end && !isPath(model, token)) return;
+  ctx.fillStyle = ctx.strokeStyle = end ? theme.ink : cell.wrong ? theme.red : pen;
+  if (!end) {
+    ctx.lineWidth = width * 0.3;
+    for (const [dx, dy] of cell.links) {
+      ctx.beginPath();
+      ctx.moveTo(cx, cy);
+      ctx.lineTo(cx + dx * width * 0.52, cy + dy * height * 0.52);
+      ctx.stroke();
+    }
+  }
   ctx.beginPath();
-  ctx.arc(x + width / 2, y + height / 2, width * radius, 0, 2 * Math.PI);
-  if (symbol === "S") ctx.stroke();
-  else ctx.fill();
+  ctx.arc(cx, cy, width * (end ? 0.46 : 0.24), 0, 2 * Math.PI);
+  ctx.fill();
+  if (!end || width < 9) return;
+  ctx.fillStyle = theme.paper;
+  ctx.font = `600 ${width * 0.62}px ${SERIF}`;
+  ctx.textAlign = "center";
+  ctx.textBaseline = "alphabetic";
+  ctx.fillText(symbol, cx, cy + width * 0.21);
 }
 
 function drawBar(ctx, model, cell, pen, theme) {
@@ -95,9 +127,13 @@ function drawBar(ctx, model, cell, pen, theme) {
   const share = (token - 1) / Math.max(model.symbols.length - 2, 1);
   const tall = Math.max(height * 0.94 * share, height * 0.012);
   const gap = Math.min(width * 0.14, 4);
-  wash(ctx, cell, theme);
   ctx.fillStyle = cell.wrong ? theme.red : cell.given ? theme.ink : pen;
   ctx.fillRect(x + gap, y + height - tall, width - 2 * gap, tall);
+  if (!cell.wet) return;
+  ctx.globalAlpha = cell.wet * 0.7;
+  ctx.fillStyle = theme.wet;
+  ctx.fillRect(x + gap, y + height - tall, width - 2 * gap, tall);
+  ctx.globalAlpha = 1;
 }
 
 function drawLines(ctx, model, { size, top, columns, rows, width, height }, theme) {

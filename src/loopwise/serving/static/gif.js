@@ -87,14 +87,17 @@ function changedBox(now, before, width, height) {
 /** Up to 255 colours: the fixed ones, then the most frequent, 5 bits a channel told apart. */
 function makePalette(frames, fixed) {
   const counts = new Uint32Array(32768);
+  const sums = new Float64Array(3 * 32768);
   for (const { pixels } of frames) {
-    for (let at = 0; at < pixels.length; at += 4) counts[fiveBits(pixels, at)] += 1;
+    for (let at = 0; at < pixels.length; at += 4) {
+      const bin = fiveBits(pixels, at);
+      counts[bin] += 1;
+      for (let channel = 0; channel < 3; channel += 1) sums[3 * bin + channel] += pixels[at + channel];
+    }
   }
-  for (const colour of fixed) counts[fiveBits(colour, 0)] = 0;
   const bins = [...counts.keys()].filter((bin) => counts[bin]).sort((a, b) => counts[b] - counts[a]);
-  const middle = (bits) => Math.min(255, bits * 8 + 4);
-  const found = bins.map((bin) => [middle(bin >> 10), middle((bin >> 5) & 31), middle(bin & 31)]);
-  return [...fixed, ...found].slice(0, TRANSPARENT);
+  const mean = (bin) => [0, 1, 2].map((channel) => Math.round(sums[3 * bin + channel] / counts[bin]));
+  return [...fixed, ...bins.slice(0, TRANSPARENT).map(mean)].slice(0, TRANSPARENT);
 }
 
 function fiveBits(pixels, at) {

@@ -21,7 +21,9 @@ class Track {
     return this.frames[Math.min(time, this.last)];
   }
 
+  /** Take a step; one that is there already, as it is when a run goes on, comes out the same. */
   add(data) {
+    if (data.step <= this.last) return;
     const before = this.frames[this.last];
     const first = this.last === 0;
     const written = kindOf(this.model) === "boxed" || kindOf(this.model) === "maze";
@@ -41,6 +43,7 @@ class Track {
       residual: data.residual,
       confidence: data.confidence ?? null,
       violations: data.violations ?? null,
+      verified: data.verified ?? null,
     });
   }
 }
@@ -68,6 +71,12 @@ export class Run {
     (this.tracks[data.start ?? 0] ?? this.tracks[0]).add(data);
   }
 
+  /** Get ready to be solved again, with more steps. */
+  resume() {
+    this.result = null;
+    this.running = true;
+  }
+
   finish(result) {
     this.result = result;
     this.running = false;
@@ -90,7 +99,7 @@ export class Run {
     const frame = track.at(time);
     if (time === 0 || track.last === 0) return this.running ? "Thinking …" : this.#ofPuzzle();
     const broken = frame.violations?.length ?? 0;
-    const rules = broken ? `${count(broken, "cell")} break${broken === 1 ? "s" : ""} a rule` : "";
+    const rules = broken ? wrongs(this.model, broken) : "";
     if (this.answered(time)) return this.#ofResult(rules);
     if (time > track.last) return "This start has stopped.";
     const first = "A first proposal";
@@ -107,10 +116,16 @@ export class Run {
 
   #ofResult(rules) {
     const { verified, stopped_by: by } = this.result;
-    if (verified) return "Solved.";
+    if (verified) return `Solved in ${count(this.track.last, "step")}.`;
     const why = /steps/.test(by) ? "Out of steps" : /halted/.test(by) ? "The model is sure" : `Stopped: ${by}`;
     return `${[why, verified === false ? "but it is not solved" : "", rules].filter(Boolean).join(", ")}.`;
   }
+}
+
+function wrongs(model, broken) {
+  const kind = kindOf(model);
+  if (kind === "boxed") return `${count(broken, "cell")} break${broken === 1 ? "s" : ""} a rule`;
+  return `${count(broken, kind === "maze" ? "cell" : "place")} ${broken === 1 ? "is" : "are"} wrong`;
 }
 
 export function count(number, noun) {

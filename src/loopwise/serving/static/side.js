@@ -46,6 +46,8 @@ export class Side {
     const { tracks } = run;
     const many = tracks.length > 1 && run.length > 0;
     this.minis.hidden = !many;
+    this.minis.parentElement.dataset.many = many;
+    this.minis.style.setProperty("--columns", Math.ceil(Math.sqrt(tracks.length)));
     if (!many) return;
     if (this.minis.children.length !== tracks.length) {
       this.minis.replaceChildren(...tracks.map((_, start) => this.#mini(start)));
@@ -71,15 +73,13 @@ export class Side {
   #draw(button, { run, track, start, time, theme, pen }) {
     const frame = track.at(time);
     const best = run.result && (run.result.start ?? 0) === start && time >= track.last;
-    const broken = frame.violations?.length;
-    const state = time >= track.last && !run.running ? (broken === 0 ? "whole" : "over") : "busy";
     button.setAttribute("aria-pressed", run.chosen === start);
     button.classList.toggle("best", Boolean(best));
-    button.dataset.state = state;
-    const words = best && run.result.verified ? "solved" : `${Math.min(time, track.last)}`;
-    button.lastChild.textContent = words;
-    button.setAttribute("aria-label", `Start ${start + 1}, step ${Math.min(time, track.last)}${best ? ", the answer" : ""}`);
-    const signature = `${Math.min(time, track.last)} ${theme.page} ${pen} ${start} ${run.puzzle.length}`;
+    const step = Math.min(time, track.last);
+    button.lastChild.textContent = frame.verified ? `✓ ${step}` : `${step}`;
+    const said = [`Start ${start + 1}, step ${step}`, frame.verified ? "solved" : "", best ? "the answer" : ""];
+    button.setAttribute("aria-label", said.filter(Boolean).join(", "));
+    const signature = `${step} ${theme.page} ${pen} ${start} ${run.puzzle.length}`;
     if (button.frame === frame && button.signature === signature) return;
     [button.frame, button.signature] = [frame, signature];
     const canvas = button.firstChild;

@@ -99,6 +99,12 @@ function curve({ ctx, width, runs, time, pens, theme, x }, y, value) {
       const share = step ? value(frame) : null;
       if (share !== null && share !== undefined) points.push([x(step), y + CURVE - 1 - share * (CURVE - 4), step]);
     });
+    for (const other of run.tracks.filter((track) => track !== run.track)) {
+      const faint = other.frames.map((frame, step) => [x(step), step ? value(frame) : null]);
+      const known = faint.filter(([, share]) => share !== null && share !== undefined);
+      ctx.globalAlpha = 0.18;
+      stroke(ctx, known.map(([px, share]) => [px, y + CURVE - 1 - share * (CURVE - 4)]), pens[index], 1);
+    }
     const past = points.filter(([, , step]) => step <= time);
     ctx.globalAlpha = 0.25;
     stroke(ctx, points, pens[index], 1.25);
@@ -147,7 +153,7 @@ function drawRoll({ ctx, column, time, theme, x }, y, height, run, pen) {
     ctx.fillStyle = pen;
     ink.forEach((share, line) => {
       if (!share) return;
-      ctx.globalAlpha = Math.min(0.25 + 0.75 * share, 1) * (step <= time ? 1 : 0.22) * (step === 1 ? 0.45 : 1);
+      ctx.globalAlpha = Math.min(0.25 + 0.75 * Math.sqrt(share), 1) * (step <= time ? 1 : 0.22) * (step === 1 ? 0.45 : 1);
       ctx.fillRect(x(step) - wide / 2, y + line * tall, wide, Math.max(tall - (tall > 3 ? 0.75 : 0), 0.75));
     });
   });
