@@ -31,7 +31,7 @@ const page = {
 };
 
 const player = new Player(() => redraw());
-const timeline = new Timeline(find("timeline"), (time) => player.seek(time));
+const timeline = new Timeline(find("timeline"), (time) => player.seek(time), () => player.time);
 
 // --- what is shown --------------------------------------------------------------------------------------------------
 
@@ -92,7 +92,7 @@ function setPuzzle(tokens) {
   player.reset();
   find("message").hidden = true;
   page.runs = page.choices.models().map((model) => new Run(model, tokens, 1));
-  redraw();
+  show(); // at once: the next key may build on it
 }
 
 function edit(cell, token) {
@@ -214,6 +214,7 @@ async function launch(from) {
   const abort = (page.abort = new AbortController());
   page.request = { budget: page.choices.budget(), starts: page.runs[0].tracks.length };
   for (const run of page.runs) run.resume();
+  document.body.dataset.thinking = true;
   rememberInAddress();
   say("Thinking.");
   player.time = from;

@@ -192,7 +192,8 @@ function playhead({ ctx, x, time, theme, font, width }, bottom) {
 }
 
 export class Timeline {
-  constructor(root, seek) {
+  /** `seek(time)` goes to a step; `now()` is the step that is current, drawn or not. */
+  constructor(root, seek, now) {
     this.root = root;
     this.canvas = root.querySelector("canvas");
     this.view = { runs: [], time: 0, length: 1 };
@@ -206,7 +207,7 @@ export class Timeline {
     });
     root.addEventListener("pointermove", (event) => root.hasPointerCapture(event.pointerId) && point(event));
     root.addEventListener("keydown", (event) => {
-      const { time, reached } = this.view;
+      const [time, { reached }] = [now(), this.view];
       const to = {
         ArrowRight: time + 1, ArrowUp: time + 1, ArrowLeft: time - 1, ArrowDown: time - 1,
         PageUp: time + 8, PageDown: time - 8, Home: 0, End: reached,
