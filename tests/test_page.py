@@ -6,8 +6,9 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from browser import LONG, SHORT, browsing, find_browser, save_shallow, serving
 from PIL import Image
+
+from browser import LONG, SHORT, browsing, find_browser, save_shallow, serving
 
 pytest.importorskip("playwright", reason="the tests of the page need playwright")
 
@@ -148,7 +149,9 @@ def test_scrubbing_shows_each_step_again(visit):
         page.keyboard.press("ArrowRight")
         page.wait_for_selector(f"[role=slider][aria-valuenow='{number}']")
         seen[number] = shown(page)
-        assert re.search(rf"step {number} of 25\. (A first|\d+ cells? changed|Nothing)", slider.get_attribute("aria-valuetext"))
+        assert re.search(
+            rf"step {number} of 25\. (A first|\d+ cells? changed|Nothing)", slider.get_attribute("aria-valuetext")
+        )
     assert len(set(seen.values())) > 3
     box = slider.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 3, box["y"] + 60)
@@ -297,7 +300,9 @@ def test_rows_of_numbers_are_bars(visit, model, row, answer):
     assert shown(page) == changed
     page.keyboard.press(row[1])
     heights = cells.evaluate_all("cells => cells.map(cell => Number(cell.style.getPropertyValue('--value')))")
-    assert [sorted(set(heights)).index(height) for height in heights] == [sorted(set(row)).index(digit) for digit in row]
+    assert [sorted(set(heights)).index(height) for height in heights] == [
+        sorted(set(row)).index(digit) for digit in row
+    ]
     think(page)
     page.wait_for_selector(SOLVED)
     assert shown(page) == answer
@@ -419,14 +424,18 @@ def test_mazes_are_painted_and_their_path_is_drawn(visit):
     think(page)
     page.wait_for_selector(SOLVED)
     assert page.locator("[data-role=path]").count() == "".join(WAY).count("o")
-    corner = cells.nth(31).evaluate("cell => ['up', 'right', 'down', 'left'].map(n => cell.style.getPropertyValue('--' + n))")
+    corner = cells.nth(31).evaluate(
+        "cell => ['up', 'right', 'down', 'left'].map(n => cell.style.getPropertyValue('--' + n))"
+    )
     assert corner == ["0", "0", "1", "1"]
 
 
 def test_tables_show_the_puzzle_beside_the_answer(visit):
     """In a grid of a user's own symbols each cell keeps what the puzzle had; smaller grids are padded."""
     model = canned("table", ["", *"0123"], [3, 3])
-    page = visit(routes=model | {"**/v1/solve": answer_with([[4, 3, 0, 2, 1, 0, 0, 0, 0]])} | puzzle_of([["0", "1"], ["2", "3"]]))
+    page = visit(
+        routes=model | {"**/v1/solve": answer_with([[4, 3, 0, 2, 1, 0, 0, 0, 0]])} | puzzle_of([["0", "1"], ["2", "3"]])
+    )
     assert shown(page) == "01.23...."
     think(page)
     page.wait_for_selector(SOLVED)

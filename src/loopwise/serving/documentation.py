@@ -59,7 +59,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {int(status): _error(status) for statu
 
 STREAM: dict[str, Any] = {
     "schema": {
-        "description": "Each event: its data is a StepEvent, a Result or a ProblemBody as JSON; that of the last, which "
+        "description": "The data of each event is a StepEvent, a Result or a ProblemBody as JSON; that of the last, which "
         "has no name, is [DONE].",
         "type": "object",
         "properties": {
