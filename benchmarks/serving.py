@@ -8,7 +8,8 @@ rate; that is its capacity. Then requests arrive at random (Poisson) at 0.5, 1 a
 those before are answered, each on a connection that is free or on a new one. The latency of a request counts from the
 moment it was due. A request is answered (200), refused (429, 503), or lost: anything else, such as a broken connection.
 A connection that the service closed while it was idle is no loss: the request goes out once more on a fresh one.
-Memory is the resident set of the service. The generator shares the machine with the service.
+Memory is the resident set of the service. The generator shares the machine with the service; where others do so too,
+compare what a second of the processor does: that of the service does HTTP as well.
 """
 
 from __future__ import annotations
@@ -80,16 +81,16 @@ class Caller:
         return int(head.split(b" ", 2)[1])
 
 
-def offline(arguments: argparse.Namespace, puzzles: list) -> float:
-    """Puzzles a second of the engine alone."""
+def offline(arguments: argparse.Namespace, puzzles: list) -> tuple[float, float]:
+    """Of the engine alone: puzzles a second, and a second of the processor."""
     solver = loopwise.load(arguments.model, slots=arguments.slots)
     solver.solve(puzzles[: arguments.slots], arguments.budget)
-    began, solved = time.monotonic(), 0
+    began, spent, solved = time.monotonic(), time.process_time(), 0
     for _ in solver.stream(cycle(puzzles), arguments.budget):
         solved += 1
         if time.monotonic() - began > arguments.warm:
             break
-    return solved / (time.monotonic() - began)
+    return solved / (time.monotonic() - began), solved / (time.process_time() - spent)
 
 
 async def saturate(caller: Caller, callers: int, seconds: float) -> float:
@@ -151,6 +152,11 @@ async def load(caller: Caller, rate: float, seconds: float, process: psutil.Proc
     }
 
 
+def processor(process: psutil.Process) -> float:
+    """Seconds of the processor that a process and those it started have spent."""
+    return sum(sum(one.cpu_times()[:2]) for one in [process, *process.children(recursive=True)])
+
+
 def resident(process: psutil.Process) -> float:
     """MiB of a process and of those it started."""
     return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / MIB
@@ -187,8 +193,11 @@ async def measure(arguments: argparse.Namespace, puzzles: list, process: psutil.
     caller = Caller(port, json.dumps(body).encode())
     callers = -(-2 * arguments.slots * arguments.workers // arguments.batch)
     await saturate(caller, callers, 3)
+    spent = processor(process)
     capacity = await saturate(caller, callers, arguments.warm)
-    found = {"saturated_puzzles_a_second": capacity * arguments.batch, "loads": []}
+    rate = capacity * arguments.batch
+    busy = (processor(process) - spent) / arguments.warm
+    found = {"saturated_puzzles_a_second": rate, "saturated_puzzles_a_processor_second": rate / busy, "loads": []}
     for number, share in enumerate(arguments.loads):
         told = await load(caller, share * capacity, arguments.seconds, process, seed=number)
         found["loads"].append({"share": share, **told})
@@ -223,8 +232,8 @@ def main() -> None:
     task = loopwise.load(arguments.model, slots=1).task
     inputs = cache.examples(task, "validation").inputs[:256]
     puzzles = [[0 if s == "." else int(s) for s in (task.spec.symbols[t] for t in row) if s] for row in inputs]
-    rate = offline(arguments, puzzles)
-    print(f"offline: {rate:.1f} puzzles/s", flush=True)
+    rate, work = offline(arguments, puzzles)
+    print(f"offline: {rate:.1f} puzzles/s, {work:.1f} a second of the processor", flush=True)
     process, port = start(arguments)
     try:
         found = asyncio.run(measure(arguments, puzzles, psutil.Process(process.pid), port))
@@ -232,11 +241,19 @@ def main() -> None:
         process.terminate()
         process.wait(60)
     saturated = found["saturated_puzzles_a_second"]
-    print(f"saturated: {saturated:.1f} puzzles/s, {saturated / rate:.1%} of the offline engine's")
+    working = found["saturated_puzzles_a_processor_second"]
+    print(
+        f"saturated: {saturated:.1f} puzzles/s, {saturated / rate:.1%} of the offline engine's; "
+        f"{working:.1f} a second of the processor, {working / work:.1%}"
+    )
     print(f"passes left in slots {found['running']:g}, waiting {found['waiting']:g}; sent again {found['sent_again']}")
     if arguments.json:
         with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump({**vars(arguments), "offline_puzzles_a_second": rate, **found}, file, indent=1)
+            json.dump(
+                {**vars(arguments), "offline": {"puzzles_a_second": rate, "puzzles_a_processor_second": work}, **found},
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

@@ -190,7 +190,13 @@ def bad_head(connection, rng):
     whole = request(good_body(rng), head)
     if rng.random() < 0.3:
         line = rng.choice(
-            [b"GET", b"GET /v1/solve", b"POST /v1/solve HTTP/9.9", b"\x00 / HTTP/1.1", b"POST http://x/ HTTP/1.1"]
+            [
+                b"GET",
+                b"GET /v1/solve",
+                b"POST /v1/solve HTTP/9.9",
+                b"\x00 / HTTP/1.1",
+                b"POST http://example.org/ HTTP/1.1",
+            ]
         )
         whole = line + whole[whole.index(b"\r\n") :]
     connection.sendall(whole)

@@ -59,8 +59,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {int(status): _error(status) for statu
 
 STREAM: dict[str, Any] = {
     "schema": {
-        "description": "The data of each event is a StepEvent, a Result or a ProblemBody as JSON; that of the last, which "
-        "has no name, is [DONE].",
+        "description": "The data of each event is a StepEvent, a Result or a ProblemBody as JSON; "
+        "that of the last, which has no name, is [DONE].",
         "type": "object",
         "properties": {
             "event": {"type": "string", "enum": ["step", "result", "error", "message"]},

@@ -86,6 +86,8 @@ class Hosting:
         try:
             for host in self.hosts.values():
                 host.load()
+            for host in self.hosts.values():
+                host.find_puzzles()
         except LoopwiseError as error:
             self.failure = error
         except BaseException as error:  # the server's loop looks for it and ends with it
