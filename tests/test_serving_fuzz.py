@@ -23,7 +23,7 @@ from schemathesis.generation import GenerationMode
 from loopwise.serving.settings import Settings
 from service import Running, until
 
-CASES = int(os.environ.get("LOOPWISE_CASES", "600"))
+CASES = int(os.environ.get("LOOPWISE_CASES", "300"))
 
 PUZZLES = {"board": "1...............", "sorter": [3, 1, 2]}
 SHARES = {

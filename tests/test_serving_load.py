@@ -144,6 +144,21 @@ def test_a_body_that_is_too_large_is_refused(service):
     assert service.solve(puzzle=[1, 1]).status_code == 200
 
 
+def test_what_callers_send_and_never_finish_is_bounded(service, monkeypatch):
+    """While unfinished bodies fill what may be held, one more is told to come again later, and then is taken."""
+    monkeypatch.setattr("loopwise.serving.guard.MOST_BODIES", 2)
+    head = b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    slow = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(2)]
+    for connection in slow:
+        connection.sendall(head + b"Content-Length: 10000\r\n\r\n" + b" " * 9_999)
+    until(lambda: service.hosting.bytes_held == 2 * 9_999)
+    assert service.solve(puzzle=[1, 1]).status_code == 429
+    for connection in slow:
+        connection.close()
+    until(lambda: service.solve(puzzle=[1, 1]).status_code == 200)
+    assert service.hosting.bytes_held == 0
+
+
 def test_a_time_limit_of_the_service_is_told(counting):
     """What takes longer than the service allows gets 503, and its slots are free again; of a list the rest is there."""
     settings = Settings(models=(("counting", counting),), slots=3, max_steps=ENDLESS, max_seconds=0.5, trust=True)

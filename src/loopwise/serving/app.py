@@ -166,7 +166,7 @@ def _add_solve(app: FastAPI, hosting: Hosting) -> None:
         `error`), then `[DONE]`. Who goes away is given up.
         """
         hosting.check_open()
-        body = await read_body(request.scope, request.receive, hosting.settings)
+        body = await read_body(request.scope, request.receive, hosting)
         asked = _read(body)
         host = hosting.host(asked.model)
         plan = make_plan(asked, host)

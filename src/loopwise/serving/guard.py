@@ -16,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loopwise.serving.hosting import Hosting
 from loopwise.serving.logs import log
 from loopwise.serving.problems import Problem
-from loopwise.serving.settings import Settings
 from loopwise.types import Json
 
 __all__ = ["OPEN_PATHS", "Guard", "read_body"]
@@ -38,6 +37,9 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+
+MOST_BODIES = 64
+"""So many bodies of the largest size may be held while they are read: what callers can fill who never ask anything."""
 
 LINGER = 16
 """Of a body that is too large, so many times the limit is read and thrown away: a caller that is still writing when the
@@ -117,33 +119,46 @@ class Guard:
                 raise Problem(401, "key", "show the service's key, as in Authorization: Bearer KEY")
 
 
-async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
-    """The body of a request. Raises Problem where it is too large, too slow or no JSON, ClientDisconnect where the
-    caller goes away.
+async def read_body(scope: Scope, receive: Receive, hosting: Hosting) -> bytes:
+    """The body of a request. Raises Problem where it is too large, too slow or no JSON, or where too many come at once,
+    and ClientDisconnect where the caller goes away.
     """
     kind = _header(scope["headers"], b"content-type").split(b";")[0].strip().lower()
     if kind != b"application/json":
         # A page of another site can have a browser send any other kind without asking whether it may.
         raise Problem(415, "content-type", "send the request as Content-Type: application/json")
-    chunks, size, more = [], 0, True
+    settings = hosting.settings
+    chunks: list[bytes] = []
     try:
         async with asyncio.timeout(settings.receive_seconds):
-            while more and size <= settings.max_body * LINGER:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size <= settings.max_body:
-                    chunks.append(chunk)
-                more = message.get("more_body", False)
+            complete = await _receive(receive, chunks, hosting)
     except TimeoutError:
-        if size <= settings.max_body:
-            seconds = settings.receive_seconds
-            raise Problem(408, "slow-body", f"the body has not arrived within {seconds:g} s; send it faster") from None
-    if size > settings.max_body:
+        seconds = settings.receive_seconds
+        raise Problem(408, "slow-body", f"the body has not arrived within {seconds:g} s; send it faster") from None
+    finally:
+        hosting.bytes_held -= sum(map(len, chunks))
+    if not complete:
         raise Problem(413, "too-large", f"a request may have {settings.max_body} bytes; send fewer puzzles at a time")
     return b"".join(chunks)
+
+
+async def _receive(receive: Receive, chunks: list[bytes], hosting: Hosting) -> bool:
+    """Put a body into `chunks`; whether it is complete: of one that is too large, more is read than is kept."""
+    most = hosting.settings.max_body
+    size, more = 0, True
+    while more and size <= most * LINGER:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= most:
+            if hosting.bytes_held + len(chunk) > MOST_BODIES * most:
+                raise Problem(429, "busy", "too many requests are being read already; ask again later", retry_after=1)
+            hosting.bytes_held += len(chunk)
+            chunks.append(chunk)
+        more = message.get("more_body", False)
+    return size <= most
 
 
 def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> bytes:

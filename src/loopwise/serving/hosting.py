@@ -31,6 +31,8 @@ class Hosting:
         self.jobs: set[Job] = set()
         self.in_flight = 0
         """HTTP requests that are being answered."""
+        self.bytes_held = 0
+        """Of bodies that have not arrived as a whole."""
         self.draining = False
         """Whether no more puzzles are taken."""
         self.failure: BaseException | None = None

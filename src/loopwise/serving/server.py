@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import resource
 import socket
 import time
 from types import FrameType
@@ -172,6 +174,7 @@ def make_server(guard: Guard) -> Server:
 
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+    _allow_connections()
     server = make_server(make_app(settings))
     server.run(sockets=[listening])
     failure = server.hosting.failure
@@ -180,3 +183,10 @@ def serve(settings: Settings, listening: socket.socket) -> None:
     if failure is not None:
         raise LoopwiseError(f"the models could not be loaded: {failure}")
     log("ended")
+
+
+def _allow_connections() -> None:
+    """Let this process have as many connections as the system grants; the usual 1,024 are fewer than may wait."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # where the system's own limit is lower than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -103,6 +103,7 @@ class EventStream(Response):
                 await self._steps(send)
             if self.job.ended.result() == "gone":
                 return
+            scope["loopwise"]["outcome"] = self.job.ended.result()
             last = b"".join(event("step", step) for step in self.watch.take())
             try:
                 last += event("result", self.conclude())
