@@ -148,7 +148,9 @@ def test_scrubbing_shows_each_step_again(visit):
         page.keyboard.press("ArrowRight")
         page.wait_for_selector(f"[role=slider][aria-valuenow='{number}']")
         seen[number] = shown(page)
-        assert re.search(rf"step {number} of 25\. (A first|\d+ cells? changed|Nothing)", slider.get_attribute("aria-valuetext"))
+        assert re.search(
+            rf"step {number} of 25\. (A first|\d+ cells? changed|Nothing)", slider.get_attribute("aria-valuetext")
+        )
     assert len(set(seen.values())) > 3
     box = slider.bounding_box()
     page.mouse.move(box["x"] + box["width"] - 3, box["y"] + 60)
@@ -174,6 +176,7 @@ def test_what_has_changed_and_what_breaks_a_rule_is_marked(visit):
     page.wait_for_selector(SOLVED)
     page.get_by_role("slider").focus()
     page.keyboard.press("Home")
+    page.wait_for_selector("[role=slider][aria-valuenow='0']")
     before = shown(page)
     for number in range(1, 6):
         page.keyboard.press("ArrowRight")
@@ -188,6 +191,7 @@ def test_what_has_changed_and_what_breaks_a_rule_is_marked(visit):
         assert 0.2 < min(sure) < 1
         before = now
     page.keyboard.press("End")
+    page.wait_for_selector(SOLVED)
     assert page.locator("[data-wrong=true]").count() == 0
 
 
@@ -281,7 +285,7 @@ def test_a_run_is_taken_home_as_json_and_as_gif(visit, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "row", "answer"),
-    [("sorting", "314159265358", "112334555689"), ("rolling-sum", "101100101110", "110111001011")],
+    [("sorting", "3141592653589793", "1123334555678999"), ("rolling-sum", "101100101110", "110111001011")],
 )
 def test_rows_of_numbers_are_bars(visit, model, row, answer):
     """A row is typed or pasted, in any length; its bars are as high as its numbers; the answer is the right one."""
@@ -290,14 +294,16 @@ def test_rows_of_numbers_are_bars(visit, model, row, answer):
     page.get_by_label("Paste a puzzle").get_by_role("textbox").fill(" ".join(row))
     page.get_by_role("button", name="Use it").click()
     cells = page.get_by_role("gridcell")
-    assert cells.count() == 12
+    assert cells.count() == len(row)
     cells.nth(1).focus()
     page.keyboard.press("ArrowUp" if row[1] == "0" else "ArrowDown")
     changed = ("1" if row[1] == "0" else str(int(row[1]) - 1)).join([row[0], row[2:]])
     assert shown(page) == changed
     page.keyboard.press(row[1])
     heights = cells.evaluate_all("cells => cells.map(cell => Number(cell.style.getPropertyValue('--value')))")
-    assert [sorted(set(heights)).index(height) for height in heights] == [sorted(set(row)).index(digit) for digit in row]
+    assert [sorted(set(heights)).index(height) for height in heights] == [
+        sorted(set(row)).index(digit) for digit in row
+    ]
     think(page)
     page.wait_for_selector(SOLVED)
     assert shown(page) == answer
@@ -419,14 +425,18 @@ def test_mazes_are_painted_and_their_path_is_drawn(visit):
     think(page)
     page.wait_for_selector(SOLVED)
     assert page.locator("[data-role=path]").count() == "".join(WAY).count("o")
-    corner = cells.nth(31).evaluate("cell => ['up', 'right', 'down', 'left'].map(n => cell.style.getPropertyValue('--' + n))")
+    corner = cells.nth(31).evaluate(
+        "cell => ['up', 'right', 'down', 'left'].map(n => cell.style.getPropertyValue('--' + n))"
+    )
     assert corner == ["0", "0", "1", "1"]
 
 
 def test_tables_show_the_puzzle_beside_the_answer(visit):
     """In a grid of a user's own symbols each cell keeps what the puzzle had; smaller grids are padded."""
     model = canned("table", ["", *"0123"], [3, 3])
-    page = visit(routes=model | {"**/v1/solve": answer_with([[4, 3, 0, 2, 1, 0, 0, 0, 0]])} | puzzle_of([["0", "1"], ["2", "3"]]))
+    page = visit(
+        routes=model | {"**/v1/solve": answer_with([[4, 3, 0, 2, 1, 0, 0, 0, 0]])} | puzzle_of([["0", "1"], ["2", "3"]])
+    )
     assert shown(page) == "01.23...."
     think(page)
     page.wait_for_selector(SOLVED)
