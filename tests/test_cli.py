@@ -491,8 +491,9 @@ def test_an_evaluation_is_consistent(terminal, trained):
         low, high = entry["interval_95"]
         assert 0 <= low <= entry["exact_accuracy"] <= high <= 1
         assert (entry["exact_accuracy"] * 40) % 1 == pytest.approx(0, abs=1e-9)
-    for entry in record["by_steps"]:
         assert entry["verified"] == entry["exact_accuracy"]
+        assert entry["verified_interval_95"] == entry["interval_95"]
+    for entry in record["by_steps"]:
         assert entry["token_accuracy"] >= entry["exact_accuracy"]
     assert 1 <= record["when_halted"]["mean_steps"] <= 8
     assert terminal.records(*command) == [record]

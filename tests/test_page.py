@@ -6,8 +6,9 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from browser import LONG, SHORT, browsing, find_browser, save_shallow, serving
 from PIL import Image
+
+from browser import LONG, SHORT, browsing, find_browser, save_shallow, serving
 
 pytest.importorskip("playwright", reason="the tests of the page need playwright")
 

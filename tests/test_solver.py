@@ -22,6 +22,8 @@ from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.trm import TRM, TRMConfig
 from loopwise.solving.budgets import HALT_THRESHOLD, Halted
 from loopwise.solving.solver import WINDOW, Solver
+from loopwise.tasks.maze import Maze, MazeConfig
+from loopwise.tasks.maze_paths import PATH
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from loopwise.types import Examples, Prediction
 
@@ -317,9 +319,27 @@ def test_scores_are_those_counted_by_hand(slots, scripted):
     assert scores.tokens == pytest.approx((1 / 6, 4 / 6, 4 / 6))
     assert scores.verified == (0, 2, 2)
     # At 0.95 the first stops at step 2 (right), the second at step 1 (wrong), the third never, so at step 3 (wrong).
-    assert scores.halted_exact == 1
+    assert (scores.halted_exact, scores.halted_verified) == (1, 1)
     assert scores.halted_steps == pytest.approx(2.0)
     assert scores.exact_accuracy == pytest.approx(2 / 3)
+
+
+def test_another_right_answer_is_verified_and_not_exact():
+    """In a maze the path of the label counts as exact and as verified, any other shortest path as verified only."""
+    task = Maze(MazeConfig(size=3))
+    mazes = np.stack([task.parse("#S......G"), task.parse(".S......G")])
+    label, other = mazes.copy(), mazes.copy()
+    label[:, [4, 7]] = other[:, [4, 5]] = PATH
+    answers = [[mazes[0], other[0], label[0]], [other[1], label[1], mazes[1]]]
+    model = Model(
+        task=task,
+        reasoner=Scripted(task.spec, np.array(answers, np.int64), [[0.1, 0.97, 0.1], [0.97, 0.1, 0.1]]),
+        gradient=LastCycle(),
+        halting=Correctness(HaltingConfig(max_steps=3)),
+    )
+    scores = evaluate(model, Examples(mazes, label, np.zeros(2, np.int32)), [1, 2, 3])
+    assert (scores.exact, scores.verified) == ((0, 1, 1), (1, 2, 1))
+    assert (scores.halted_exact, scores.halted_verified) == (0, 2)
 
 
 def test_positions_that_are_not_asked_do_not_count(scripted):

@@ -13,7 +13,7 @@ from loopwise.errors import ConfigError, DataError, PuzzleError
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.tasks.sudoku_boards import solve
 from loopwise.tasks.sudoku_symmetry import equivalent, signature
-from loopwise.types import IGNORE_LABEL, SPLITS
+from loopwise.types import IGNORE_LABEL, SPLITS, Examples
 
 SMALL = {
     "2x2": {"train": 600, "validation": 100, "test": 200},
@@ -273,6 +273,40 @@ def rows_of(examples, task):
         f"x,{task.format(i, '.' * i.size)},{task.format(s, '.' * s.size)},0"
         for i, s in zip(examples.inputs, examples.labels, strict=True)
     ]
+
+
+def test_what_files_have_in_common_is_told(tasks, data, tmp_path):
+    """Of a training file it is said how many puzzles repeat others, and which the test file has in disguise."""
+    task, (train, test) = tasks["3x3"], (data["3x3"][split] for split in ("train", "test"))
+    rng = np.random.default_rng(0)
+
+    def disguised(rows):
+        pairs = [task.augment(*pair, rng)[:2] for pair in zip(rows.inputs, rows.labels, strict=True)]
+        return rows_of(Examples(*map(np.array, zip(*pairs, strict=True)), rows.puzzle_ids), task)
+
+    mine = train.rows(slice(20))
+    rows = [*rows_of(mine, task), *disguised(mine.rows(slice(2))), *disguised(test.rows([7, 4]))]
+    # The same grid with a clue more is another puzzle of the family.
+    inputs, labels = test.inputs[9].copy(), test.labels[9]
+    inputs[(inputs == 1).argmax()] = labels[(inputs == 1).argmax()]
+    more = Examples(inputs[None], labels[None], test.puzzle_ids[:1])
+    rows += [*rows_of(more, task), *disguised(more)]
+    files = {
+        "train_file": write_csv(tmp_path / "train.csv", rows),
+        "test_file": write_csv(tmp_path / "test.csv", rows_of(test, task)),
+    }
+    assert Sudoku(SudokuConfig(**files)).summary().splitlines()[1:] == [
+        f"{files['train_file']}: 26 puzzles, 3 of them repeats up to symmetry",
+        "test puzzles in disguise, left out: 2 (number 24 is test puzzle 5, 23 is test puzzle 8)",
+        "others with the solution of a test puzzle, left out: 1",
+        "others with the solution of a test puzzle in disguise, kept: 1",
+    ]
+    counts = [len(Sudoku(SudokuConfig(validation=2, **files)).examples(split).inputs) for split in SPLITS]
+    assert counts == [21, 2, len(test.inputs)]
+    assert Sudoku(SudokuConfig()).summary().splitlines()[1:] == [
+        "sudoku_train_1k.csv: 1,000 puzzles, 0 of them repeats up to symmetry"
+    ]
+    assert len(Sudoku(SudokuConfig(box="2x2")).summary().splitlines()) == 1
 
 
 def test_files_of_the_user(tasks, data, tmp_path):

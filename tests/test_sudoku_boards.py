@@ -5,7 +5,7 @@ import pytest
 
 from loopwise.errors import ConfigError
 from loopwise.tasks.sudoku_boards import Board, dig, is_solution, random_grids, restore_clues, solve
-from loopwise.tasks.sudoku_symmetry import draw_symmetry, equivalent, grid_hashes, mix64, signature, transformed
+from loopwise.tasks.sudoku_symmetry import draw_symmetry, equivalent, grid_hashes, mix64, same, signature, transformed
 
 BOXES = ["2x2", "1x4", "2x3", "3x2", "3x3"]
 
@@ -197,6 +197,23 @@ def test_equal_signatures_mean_equivalent_puzzles():
             checked += 1
         known[mark] = tuple(one)
     assert checked > 50
+
+
+def test_same_finds_what_is_there_in_disguise():
+    """Each of 40 puzzles, disguised and shuffled among others, is found with its number, and nothing else is."""
+    board, puzzles, solutions = generated("3x3", 60)
+    rng = np.random.default_rng(7)
+    order = rng.permutation(40)
+    images = [
+        (transformed(grids, s) for grids in (puzzles[i], solutions[i]))
+        for i in order
+        for s in [draw_symmetry(board, rng)]
+    ]
+    hidden = tuple(np.stack(column) for column in zip(*images, strict=True))
+    found = same(board, (puzzles[:20], solutions[:20]), hidden)
+    assert found == [(i, j) for j, i in enumerate(order) if i < 20]
+    assert same(board, (puzzles[40:], solutions[40:]), hidden) == []
+    assert same(board, (puzzles[:0], solutions[:0]), hidden) == []
 
 
 def test_transposition_counts_only_for_square_boxes():

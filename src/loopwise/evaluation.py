@@ -1,7 +1,8 @@
 """Scores with their protocol: exact accuracy after every step or under a budget, with 95 % intervals.
 
-Exact: every asked position is right. Verified: the task's rules accept the answer. "When halted" is the answer that a
-user gets who lets the model stop by itself, at the solver's own threshold, within the same number of steps.
+Exact: every asked position is as the label has it. Verified: the task's rules accept the answer, which where a puzzle
+has several right ones may be another than the label. "When halted" is the answer that a user gets who lets the model
+stop by itself, at the solver's own threshold, within the same number of steps.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Scores:
     """Answers that the rules accept after so many steps; None where the rules could decide none."""
     halted_exact: int
     """Puzzles solved exactly by the answer at which the model stopped by itself, within the last number of steps."""
+    halted_verified: int | None
+    """Those of these answers that the rules accept; None where the rules could decide none."""
     halted_steps: float
     """Mean steps at which it stopped."""
 
@@ -62,16 +65,13 @@ class Scores:
             "by_steps": [
                 {
                     "steps": steps,
-                    "exact_accuracy": self.exact[i] / self.puzzles,
-                    "interval_95": list(wilson(self.exact[i], self.puzzles)),
+                    **_shares(self.exact[i], None if self.verified is None else self.verified[i], self.puzzles),
                     "token_accuracy": self.tokens[i],
-                    "verified": None if self.verified is None else self.verified[i] / self.puzzles,
                 }
                 for i, steps in enumerate(self.steps)
             ],
             "when_halted": {
-                "exact_accuracy": self.halted_exact / self.puzzles,
-                "interval_95": list(wilson(self.halted_exact, self.puzzles)),
+                **_shares(self.halted_exact, self.halted_verified, self.puzzles),
                 "mean_steps": self.halted_steps,
             },
         }
@@ -99,10 +99,7 @@ class Answers:
         return {
             "budget": self.budget,
             "starts": self.starts,
-            "exact_accuracy": self.exact / self.puzzles,
-            "interval_95": list(wilson(self.exact, self.puzzles)),
-            "verified": None if self.verified is None else self.verified / self.puzzles,
-            "verified_interval_95": None if self.verified is None else list(wilson(self.verified, self.puzzles)),
+            **_shares(self.exact, self.verified, self.puzzles),
             "mean_steps": self.steps,
             "stopped_by": self.stopped_by,
         }
@@ -135,6 +132,16 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return low, high
 
 
+def _shares(exact: int, verified: int | None, puzzles: int) -> dict[str, Json]:
+    """The shares of exact and of verified answers, with 95 % intervals."""
+    return {
+        "exact_accuracy": exact / puzzles,
+        "interval_95": list(wilson(exact, puzzles)),
+        "verified": None if verified is None else verified / puzzles,
+        "verified_interval_95": None if verified is None else list(wilson(verified, puzzles)),
+    }
+
+
 def default_steps(limit: int) -> tuple[int, ...]:
     """The powers of two below the number of steps in training, and that number."""
     return (*(2**k for k in range(limit.bit_length()) if 2**k < limit), limit)
@@ -162,13 +169,15 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
         for i in range(0, len(examples.inputs), slots)
     ]
     columns = {key: np.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]}
+    decided = bool(columns["decided"].any())
     return Scores(
         puzzles=len(examples.inputs),
         steps=wanted,
         exact=tuple(int(n) for n in columns["exact"].sum(-1)),
         tokens=tuple(float(n) for n in columns["tokens"].mean(-1)),
-        verified=tuple(int(n) for n in columns["verified"].sum(-1)) if columns["decided"].any() else None,
+        verified=tuple(int(n) for n in columns["verified"].sum(-1)) if decided else None,
         halted_exact=int(columns["halted_exact"].sum()),
+        halted_verified=int(columns["halted_verified"].sum()) if decided else None,
         halted_steps=float(columns["halted_steps"].mean()),
     )
 
@@ -240,7 +249,7 @@ def _evaluate_rows(
     state = model.reasoner.init_state(*inputs.shape)
     columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": [], "decided": []}
     stopped = np.zeros(count, dtype=np.int64)
-    stopped_exact = np.zeros(count, dtype=bool)
+    stopped_exact, stopped_verified = np.zeros((2, count), dtype=bool)
     for step in range(1, wanted[-1] + 1):
         state, prediction, _ = model.step(state, batch)
         answers = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
@@ -248,14 +257,18 @@ def _evaluate_rows(
         exact = right.all(-1)
         confident = (torch.sigmoid(prediction.halt_logits) > HALT_THRESHOLD)[:count].cpu().numpy()
         stops = (confident | (step == wanted[-1])) & (stopped == 0)
-        stopped[stops], stopped_exact[stops] = step, exact[stops]
+        accepted, decided = np.zeros((2, count), dtype=bool)
+        for i in range(count) if step in wanted else np.flatnonzero(stops):
+            verdict = checker(rows.inputs[i], answers[i])
+            accepted[i], decided[i] = verdict is True, verdict is not None
+        stopped[stops], stopped_exact[stops], stopped_verified[stops] = step, exact[stops], accepted[stops]
         if step in wanted:
             columns["exact"].append(exact)
             columns["tokens"].append((right & asked).sum(-1) / np.maximum(asked.sum(-1), 1))
-            verdicts = [checker(p, a) for p, a in zip(rows.inputs, answers, strict=True)]
-            columns["verified"].append([verdict is True for verdict in verdicts])
-            columns["decided"].append([verdict is not None for verdict in verdicts])
+            columns["verified"].append(accepted)
+            columns["decided"].append(decided)
     return {key: np.array(value) for key, value in columns.items()} | {
         "halted_exact": stopped_exact,
+        "halted_verified": stopped_verified,
         "halted_steps": stopped,
     }

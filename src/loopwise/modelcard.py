@@ -71,7 +71,7 @@ def _scores(scores: dict[str, Json]) -> list[str]:
         "| steps | exact | tokens | verified by the rules |",
         "|---|---|---|---|",
         *rows,
-        f"| when halted (mean {halted['mean_steps']:.1f}) | {_interval(halted)} | | |",
+        f"| when halted (mean {halted['mean_steps']:.1f}) | {_interval(halted)} | | {_share(halted['verified'])} |",
     ]
 
 

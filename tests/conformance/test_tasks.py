@@ -216,7 +216,10 @@ def test_verify(case):
 
 
 def test_augment(case):
-    """A disguised puzzle has the disguised answer, the inverse undoes it exactly, the arguments stay as they were."""
+    """A disguised puzzle has a right answer, the inverse makes it one of the puzzle's, the arguments stay as they were.
+
+    It makes it the very answer, except where the rules accept another one.
+    """
     for number, (inputs, answer) in enumerate(case.pairs()):
         before = inputs.copy(), answer.copy()
         new_inputs, new_answer, inverse = case.task.augment(inputs, answer, np.random.default_rng(number))
@@ -224,7 +227,8 @@ def test_augment(case):
         assert_tokens(new_answer, case.task, answer.shape)
         assert case.task.verify(new_inputs, new_answer) in (True, None)
         copy = new_answer.copy()
-        np.testing.assert_array_equal(inverse(new_answer), answer)
+        back = inverse(new_answer)
+        assert np.array_equal(back, answer) or case.task.verify(inputs, back) is True
         np.testing.assert_array_equal(new_answer, copy)
         np.testing.assert_array_equal((inputs, answer), before)
         again, _, _ = case.task.augment(inputs, answer, np.random.default_rng(number))
@@ -232,17 +236,18 @@ def test_augment(case):
 
 
 def test_augment_keeps_unasked(case):
-    """What is not asked for stays so under a symmetry, and the inverse takes back all that is asked for."""
+    """What is not asked for stays so under a symmetry; what is asked for is, and comes back, as if all of it were."""
     rng = np.random.default_rng(0)
-    for inputs, answer in case.pairs():
+    for number, (inputs, answer) in enumerate(case.pairs()):
         labels = np.where(rng.random(answer.shape) < 0.5, answer, IGNORE_LABEL).astype(np.int32)
-        _, new_labels, inverse = case.task.augment(inputs, labels, rng)
+        _, new_labels, inverse = case.task.augment(inputs, labels, np.random.default_rng(number))
+        _, new_answer, _ = case.task.augment(inputs, answer, np.random.default_rng(number))
         assert_tokens(new_labels, case.task, labels.shape, ignore=True)
         assert (new_labels == IGNORE_LABEL).sum() == (labels == IGNORE_LABEL).sum()
         # An inverse takes answers, which have no IGNORE_LABEL: another token stands there.
         back = inverse(np.where(new_labels == IGNORE_LABEL, 1, new_labels).astype(np.int32))
         asked = labels != IGNORE_LABEL
-        np.testing.assert_array_equal(back[asked], labels[asked])
+        np.testing.assert_array_equal(back[asked], inverse(new_answer)[asked])
 
 
 def test_parse_format(case):
@@ -349,3 +354,18 @@ def test_metadata(case):
                 assert restored.format(answer, like) == case.task.format(answer, like)
         assert restored.verify(inputs, answer) == case.task.verify(inputs, answer)
         assert restored.render(answer, inputs) == case.task.render(answer, inputs)
+
+
+def test_what_breaks_a_rule_is_pointed_at(case: Case) -> None:
+    """A right answer has no violations; of a wrong one, they are positions of the puzzle, and rules that can tell which
+    reject it.
+    """
+    task = case.task
+    rng = np.random.default_rng(0)
+    for inputs, answer in case.pairs():
+        assert task.violations(inputs, answer) == []
+        wrong = rng.integers(0, task.spec.vocab_size, len(answer), dtype=np.int32)
+        found = task.violations(inputs, wrong)
+        assert found == sorted(set(found))
+        assert all(type(position) is int and 0 <= position < len(inputs) for position in found)
+        assert not (found and task.verify(inputs, wrong))

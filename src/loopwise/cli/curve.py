@@ -11,11 +11,15 @@ from loopwise.plots import draw_curve
 from loopwise.storage import write_json, write_text
 from loopwise.types import Json
 
-__all__ = ["PROTOCOL", "Rows", "answer_rows", "curve_json", "curve_rows", "write_curve"]
+__all__ = ["MEASURES", "PROTOCOL", "Rows", "answer_rows", "curve_json", "curve_rows", "write_curve"]
+
+MEASURES = (
+    "Exact: every asked position as the label has it. Verified: the rules accept the answer, the label's or another."
+)
 
 PROTOCOL = (
-    "Exact: every asked position right. Verified: the rules accept the answer. In brackets: 95 % intervals (Wilson). "
-    "Steps and FLOPs: mean of a puzzle, all its starts together. One start is the single pass, several are not."
+    f"{MEASURES} In brackets: 95 % intervals (Wilson). Steps and FLOPs: mean of a puzzle, all its starts together. One "
+    "start is the single pass, several are not."
 )
 
 

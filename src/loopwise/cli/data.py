@@ -24,10 +24,11 @@ __all__ = ["main"]
 
 ABOUT = f"""Look at data, write it to files, or fetch a benchmark: loopwise data inspect|build TASK, or fetch NAME.
 
-`build` writes inputs, labels and puzzle ids of each split as .npy arrays. `fetch` gets one of {", ".join(SOURCES)}
-from its public hub and checks its checksum.
+`inspect` also tells what training and test files have in common. `build` writes inputs, labels and puzzle ids of each
+split as .npy arrays. `fetch` gets one of {", ".join(SOURCES)} from its public hub and checks its checksum.
 
   loopwise data inspect sudoku --task.box 2x3
+  loopwise data inspect sudoku --task.train-file train.csv --task.test-file test.csv
   loopwise data inspect table --task.file additions.jsonl
   loopwise data build sorting --task.n 24 --out data/sorting
   loopwise data fetch sudoku-extreme --out data

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import loopwise
-from loopwise.cli.curve import PROTOCOL, Rows, answer_rows, curve_json, curve_rows, write_curve
+from loopwise.cli.curve import MEASURES, PROTOCOL, Rows, answer_rows, curve_json, curve_rows, write_curve
 from loopwise.cli.parsing import arguments_class, parse, parse_counts, take_positional
 from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
@@ -202,16 +202,17 @@ def _print_scores(record: dict[str, Json], scores: Scores) -> None:
     for column in ("steps", "exact", "95 % interval", "tokens", "verified", "FLOPs a puzzle"):
         table.add_column(column, justify="right")
     for i, steps in enumerate(scores.steps):
-        verified = "-" if scores.verified is None else f"{100 * scores.verified[i] / scores.puzzles:.1f} %"
         share, interval = _share(scores.exact[i], scores.puzzles)
+        verified = "-" if scores.verified is None else _share(scores.verified[i], scores.puzzles)[0]
         table.add_row(str(steps), share, interval, f"{100 * scores.tokens[i]:.2f} %", verified, f"{flops * steps:.3g}")
     share, interval = _share(scores.halted_exact, scores.puzzles)
+    verified = "-" if scores.halted_verified is None else _share(scores.halted_verified, scores.puzzles)[0]
     mean = scores.halted_steps
-    table.add_row(f"halted ({mean:.1f})", share, interval, "", "", f"{flops * mean:.3g}")
+    table.add_row(f"halted ({mean:.1f})", share, interval, "", verified, f"{flops * mean:.3g}")
     console.print(table)
     console.print(
-        "[dim]One pass of one set of weights, no votes, no search. Exact: every asked position right. Halted: the "
-        f"answer at which the model stopped by itself. Data sha256 {record['data_sha256']}.[/dim]"
+        f"[dim]One pass of one set of weights, no votes, no search. {MEASURES} Halted: the answer at which the model "
+        f"stopped by itself. Data sha256 {record['data_sha256']}.[/dim]"
     )
 
 

@@ -93,18 +93,16 @@ def main(arguments: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'loopwise[serve]'") from None
     shared = {name: value for name, value in vars(args).items() if name not in ("key_file", "allow_host")}
-    settings = Settings(
-        models=name_models(words), key=_key(args.key_file), hosts=args.allow_host, **shared
-    ).check()
+    settings = Settings(models=name_models(words), key=_key(args.key_file), hosts=args.allow_host, **shared).check()
     listening = listen(settings)
     address, port = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     sys.stderr.write(f"serving {', '.join(name for name, _ in settings.models)} at http://{shown}:{port}\n")
-    to_standard_error()
-    if settings.workers == 1:
-        serve(settings, listening)
-    else:
-        Workers(settings, listening).run()
+    with listening, to_standard_error():
+        if settings.workers == 1:
+            serve(settings, listening)
+        else:
+            Workers(settings, listening).run()
     return 0
 
 

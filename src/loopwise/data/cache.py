@@ -44,12 +44,15 @@ def fingerprint(data: Examples) -> str:
 def examples(task: Task[Any], split: Split) -> Examples:
     """The examples of a split, from the cache where they are there, else from the task and then into the cache.
 
-    A task that reads a file of the user's is not cached, nor one that is the user's own code: both may change. A cache
-    that cannot be written is no error, only slower.
+    Where what a file of the user's holds has changed since, they are made anew. A task that is the user's own code is
+    not cached, for that may change, too. A cache that cannot be written is no error, only slower.
     """
-    if not task.cacheable or not type(task).__module__.startswith("loopwise."):
+    if not type(task).__module__.startswith("loopwise."):
         return task.examples(split)
-    key = json.dumps([_source(), task.name, to_json(task.config), split], sort_keys=True)
+    files = [_digest(Path(file)) for file in task.files]
+    if None in files:
+        return task.examples(split)  # which says what is wrong with the file, if the split needs it
+    key = json.dumps([_source(), task.name, to_json(task.config), split, files], sort_keys=True)
     folder = cache_folder() / f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
         return Examples(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Examples._fields))
@@ -57,6 +60,20 @@ def examples(task: Task[Any], split: Split) -> Examples:
         made = task.examples(split)
         _keep(made, folder)
         return made
+
+
+def _digest(file: Path) -> str | None:
+    """SHA-256 of what a file holds; None where it cannot be read, or is a pipe, which could be read only once.
+
+    Its size and the time it was written would be quicker to look up, but need not change when the file does.
+    """
+    try:
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        pass
+    return None
 
 
 @lru_cache

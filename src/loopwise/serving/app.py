@@ -51,6 +51,12 @@ def make_app(settings: Settings) -> Guard:
         docs_url=None,  # they load code from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "auto_configure": False,
+        },  # nothing leaves unasked
     )
     app.state.hosting = hosting
     _add_errors(app)
@@ -112,9 +118,7 @@ def _add_health(app: FastAPI, hosting: Hosting) -> None:
 
 
 def _add_lists(app: FastAPI, hosting: Hosting) -> None:
-    @app.get(
-        "/v1/models", summary="The served models", response_model=schemas.Models, responses={401: ERRORS[401]}
-    )
+    @app.get("/v1/models", summary="The served models", response_model=schemas.Models, responses={401: ERRORS[401]})
     async def models() -> Response:
         names = ("max_puzzles", "max_starts", "max_steps", "max_seconds", "max_body", "max_waiting")
         limits = {name: getattr(hosting.settings, name) for name in names}
@@ -129,7 +133,9 @@ def _add_lists(app: FastAPI, hosting: Hosting) -> None:
                 # Models of one task may differ in its options, such as the size of a board.
                 key = f"{task.name} {task.spec.shape} {len(task.spec.symbols)}"
                 about = {"name": task.name, "summary": host.summary, "symbols": list(task.spec.symbols)}
-                found.setdefault(key, {**about, "shape": list(task.spec.shape), "models": []})["models"].append(host.name)
+                found.setdefault(key, {**about, "shape": list(task.spec.shape), "models": []})["models"].append(
+                    host.name
+                )
         return JsonResponse({"tasks": list(found.values())})
 
     @app.get(
@@ -175,7 +181,8 @@ def _add_solve(app: FastAPI, hosting: Hosting) -> None:
         hosting.take(job)
         gone = asyncio.create_task(_end_when_gone(request, job))
         limit = asyncio.get_running_loop().call_later(hosting.settings.max_seconds, job.end, "late")
-        job.ended.add_done_callback(lambda ended: (gone.cancel(), limit.cancel()))
+        job.ended.add_done_callback(lambda ended: gone.cancel())
+        job.ended.add_done_callback(lambda ended: limit.cancel())
         try:
             await job.begin()
             if asked.stream and watch is not None:

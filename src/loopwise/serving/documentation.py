@@ -22,7 +22,9 @@ EXAMPLES: dict[str, Problem] = {
     "413": Problem(413, "too-large", "a request may have 1048576 bytes; send fewer puzzles at a time"),
     "415": Problem(415, "content-type", "send the request as Content-Type: application/json"),
     "422": Problem(422, "puzzle", "the puzzle has 35 cells, a 6x6 sudoku has 36; write every cell"),
-    "429": Problem(429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3),
+    "429": Problem(
+        429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3
+    ),
     "503": Problem(503, "not-ready", "the model sudoku-6x6 is being loaded", retry_after=1),
 }
 
@@ -55,12 +57,23 @@ def _error(status: str) -> dict[str, Json]:
 ERRORS: dict[int | str, dict[str, Any]] = {int(status): _error(status) for status in MEANINGS}
 """Errors by status, for the routes to choose from."""
 
-STREAM_EXAMPLE = (
-    'event: step\ndata: {"start":0,"step":1,"answer":"45...","tokens":[5,6],"changed":[],"halt_probability":0.1,'
-    '"residual":1.2,"confidence":[0.9],"violations":[],"verified":false}\n\n'
-    'event: result\ndata: {"answer":"451362...","verified":true,"steps":3,"stopped_by":"verified"}\n\n'
-    "data: [DONE]\n\n"
-)
+STREAM: dict[str, Any] = {
+    "schema": {
+        "description": "The data of each event is a StepEvent, a Result or a ProblemBody as JSON; "
+        "that of the last, which has no name, is [DONE].",
+        "type": "object",
+        "properties": {
+            "event": {"type": "string", "enum": ["step", "result", "error", "message"]},
+            "data": {"type": "string"},
+        },
+        "required": ["data"],
+    },
+    "example": {
+        "event": "step",
+        "data": '{"start":0,"step":1,"answer":[1,2],"tokens":[2,3],"changed":[],"halt_probability":0.1,'
+        '"residual":1.2,"confidence":[0.9,0.8],"violations":[],"verified":true}',
+    },
+}
 
 SOLVE: dict[str, Any] = {
     "requestBody": {
@@ -108,7 +121,7 @@ SOLVE: dict[str, Any] = {
                         ],
                     },
                 },
-                "text/event-stream": {"schema": {"type": "string"}, "example": STREAM_EXAMPLE},
+                "text/event-stream": STREAM,
             },
         }
     },
@@ -120,9 +133,7 @@ def describe_api(app: FastAPI) -> None:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
+            found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             kinds = (schemas.SolveRequest, schemas.SolveResponse, schemas.StepEvent, schemas.ProblemBody)
             _, made = models_json_schema(
                 [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"

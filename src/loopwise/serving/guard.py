@@ -1,4 +1,4 @@
-"""In front of everything: who may ask, how much may be sent and how slowly, what every response carries, and the log."""
+"""In front of everything: who may ask, how much may be sent and how slowly, what each response carries, the log."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from loopwise.serving.hosting import Hosting
 from loopwise.serving.logs import log
 from loopwise.serving.problems import Problem
 from loopwise.serving.settings import Settings
+from loopwise.types import Json
 
 __all__ = ["OPEN_PATHS", "Guard", "read_body"]
 
@@ -65,7 +66,8 @@ class Guard:
             return
         began, status = time.monotonic(), 0
         name = f"{os.getpid()}-{next(self._numbers)}"
-        scope["loopwise"] = notes = {}
+        notes: dict[str, Json] = {}
+        scope["loopwise"] = notes
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -89,7 +91,9 @@ class Guard:
         except Exception as error:
             logging.getLogger("loopwise.serving").error("a request has failed", exc_info=error)
             if not status:
-                await Problem(500, "internal", "an internal error; the log says more").response()(scope, receive, answer)
+                await Problem(500, "internal", "an internal error; the log says more").response()(
+                    scope, receive, answer
+                )
         finally:
             self.hosting.in_flight -= 1
             self.hosting.meters.responses.labels(str(status or 499)).inc()

@@ -18,6 +18,7 @@ from loopwise.config import to_json
 from loopwise.data import cache
 from loopwise.errors import LoopwiseError
 from loopwise.models import find
+from loopwise.serving.bell import Bell
 from loopwise.serving.logs import log
 from loopwise.serving.metrics import Meters
 from loopwise.serving.problems import Problem
@@ -37,13 +38,14 @@ MEMORY = 30.0
 
 
 class Host:
-    """One model with its engine. `load` may take its time in a thread; all else is quick, from any thread."""
+    """One model with its engine. `load` and `find_puzzles` may take their time, in a thread; all else is quick."""
 
-    def __init__(self, name: str, checkpoint: str, settings: Settings, meters: Meters) -> None:
+    def __init__(self, name: str, checkpoint: str, settings: Settings, meters: Meters, bell: Bell) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.settings = settings
         self.meters = meters
+        self.bell = bell
         self._solver: Solver | None = None
         self._pool: Tokens | None = None  # [N, L] puzzles to draw from; None until they are there
         self._loss = "softmax"
@@ -52,7 +54,7 @@ class Host:
         self._rate, self._rated = 0.0, time.monotonic()
 
     def load(self) -> None:
-        """Read the weights, solve a puzzle to warm them, then find puzzles to draw. Raises LoopwiseError."""
+        """Read the weights and solve a puzzle to warm them. Raises LoopwiseError."""
         settings = self.settings
         solver = loopwise.load(
             self.checkpoint,
@@ -71,8 +73,11 @@ class Host:
         self.meters.ready.labels(self.name).set(1)
         self.meters.slots.labels(self.name).set(settings.slots)
         log("model ready", model=self.name, task=solver.task.name, slots=settings.slots, device=str(solver.device))
+
+    def find_puzzles(self) -> None:
+        """Have puzzles to draw; may take as long as to make the task's data."""
         try:
-            self._pool = np.array(cache.examples(solver.task, "validation").inputs[:POOL])
+            self._pool = np.array(cache.examples(self.solver.task, "validation").inputs[:POOL])
         except Exception as error:  # a table's file may be gone, a user's task may fail: there are none to draw, then
             log("no puzzles to draw", model=self.name, reason=str(error))
             self._pool = np.empty((0, 0), np.int32)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 from loopwise.errors import LoopwiseError
 from loopwise.registry import suggest
+from loopwise.serving.bell import Bell
 from loopwise.serving.host import Host
 from loopwise.serving.jobs import Job, Outcome
 from loopwise.serving.logs import log
@@ -22,7 +24,10 @@ class Hosting:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.meters = Meters()
-        self.hosts = {name: Host(name, checkpoint, settings, self.meters) for name, checkpoint in settings.models}
+        self.bell = Bell()
+        self.hosts = {
+            name: Host(name, checkpoint, settings, self.meters, self.bell) for name, checkpoint in settings.models
+        }
         self.jobs: set[Job] = set()
         self.in_flight = 0
         """HTTP requests that are being answered."""
@@ -32,7 +37,8 @@ class Hosting:
         """Why the models could not be loaded."""
 
     def start(self) -> None:
-        """Load the models, one after the other, in a thread of their own."""
+        """Load the models, one after the other, in a thread of their own; called in the event loop."""
+        self.bell.hang(asyncio.get_running_loop())
         threading.Thread(target=self._load, name="loopwise loader", daemon=True).start()
 
     @property
@@ -80,6 +86,8 @@ class Hosting:
         try:
             for host in self.hosts.values():
                 host.load()
+            for host in self.hosts.values():
+                host.find_puzzles()
         except LoopwiseError as error:
             self.failure = error
         except BaseException as error:  # the server's loop looks for it and ends with it

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 from loopwise.errors import ConfigError, DeadlineError, PuzzleError
@@ -17,6 +18,7 @@ from loopwise.solving.budgets import Budget, Seconds, Steps
 from loopwise.solving.service import Answer
 from loopwise.solving.solution import Glimpse, Solution
 from loopwise.solving.starts import Starts, as_starts
+from loopwise.tasks.base import Task
 from loopwise.types import Json
 
 __all__ = ["Job", "Outcome", "Plan", "make_plan"]
@@ -49,19 +51,26 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
         raise Problem(413, "too-many", f"{len(puzzles)} puzzles are too many; send at most {settings.max_puzzles}")
     if request.starts > settings.max_starts:
         raise Problem(422, "option", f"starts is {request.starts}; at most {settings.max_starts} are allowed here")
-    budget = solver.default_budget if request.budget is None else as_budget(request.budget)
+    try:
+        budget = solver.default_budget if request.budget is None else as_budget(request.budget)
+        starts = _make_starts(
+            solver.task, request.starts, request.select, request.seed, request.sigma_init, request.sigma_step
+        )
+    except ConfigError as error:
+        raise Problem(422, "option", str(error)) from None
     budget = budget | Steps(settings.max_steps)
     if request.deadline is not None:
         budget = budget | Seconds(request.deadline)
-    try:
-        starts = replace(
-            as_starts(request.starts, solver.task), select=tuple(request.select.split(",")), seed=request.seed
-        )
-        if request.sigma_init or request.sigma_step:
-            starts = replace(starts, views=False, sigma_init=request.sigma_init, sigma_step=request.sigma_step)
-    except ConfigError as error:
-        raise Problem(422, "option", str(error)) from None
     return Plan(puzzles=puzzles, budget=budget, starts=starts, several=request.puzzles is not None)
+
+
+@lru_cache(maxsize=256)
+def _make_starts(task: Task[Any], count: int, select: str, seed: int, sigma_init: float, sigma_step: float) -> Starts:
+    """The starts of a request. Kept, since to check options was measured to take a millisecond."""
+    starts = replace(as_starts(count, task), select=tuple(select.split(",")), seed=seed)
+    if sigma_init or sigma_step:
+        starts = replace(starts, views=False, sigma_init=sigma_init, sigma_step=sigma_step)
+    return starts
 
 
 class Job:
@@ -75,7 +84,6 @@ class Job:
         self.results: list[Solution | BaseException | None] = [None] * len(plan.puzzles)
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._watch = watch
-        self._loop = asyncio.get_running_loop()
         self._futures: list[Answer | None] = [None] * len(plan.puzzles)
         self._lock = threading.Lock()
         self._left = len(plan.puzzles)
@@ -138,7 +146,7 @@ class Job:
             self._left -= 1
             last = not self._left
         if last:
-            _in_loop(self._loop, self.end, "done")
+            self.host.bell.ring(self.end, "done")
 
 
 def _reason(error: BaseException) -> str:
@@ -148,14 +156,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, DeadlineError):
         return "deadline"
     return "invalid" if isinstance(error, PuzzleError | ConfigError) else "error"
-
-
-def _in_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
-    """Let an event loop call something, unless it is closed, when nobody waits any more."""
-    try:
-        loop.call_soon_threadsafe(call, *arguments)
-    except RuntimeError:
-        if not loop.is_closed():
-            raise
-
-

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -31,15 +33,36 @@ class Lines(logging.Formatter):
         return json.dumps(found, default=str)
 
 
-def to_standard_error(stream: TextIO | None = None) -> None:
-    """Write the records of loopwise and of uvicorn as lines of JSON."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes to what is the standard error at that moment."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        pass
+
+
+@contextmanager
+def to_standard_error() -> Iterator[None]:
+    """Write the records of loopwise and of uvicorn as lines of JSON, for as long as this lasts."""
+    handler = Handler()
     handler.setFormatter(Lines())
-    for name, level in (("loopwise", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
+    levels = {"loopwise": logging.INFO, "uvicorn": logging.WARNING, "asyncio": logging.WARNING}
+    loggers = {logging.getLogger(name): level for name, level in levels.items()}
+    before = [(logger, logger.handlers, logger.level, logger.propagate) for logger in loggers]
+    for logger, level in loggers.items():
+        logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)
-        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
 
 
 def log(event: str, *, level: int = logging.INFO, **fields: Json) -> None:

@@ -16,8 +16,19 @@ __all__ = ["PROBLEM_JSON", "JsonResponse", "Problem", "problem_of", "to_json"]
 
 PROBLEM_JSON = "application/problem+json"
 
+TOO_MANY = 429
 
-class Problem(Exception):
+KINDS: dict[type[LoopwiseError], tuple[int, str]] = {
+    PuzzleError: (422, "puzzle"),
+    ConfigError: (422, "option"),
+    DataError: (422, "data"),
+    QueueFullError: (TOO_MANY, "queue-full"),
+    DeadlineError: (TOO_MANY, "deadline"),
+}
+"""Status and name of the problems that solving a puzzle may have by the caller's doing."""
+
+
+class Problem(Exception):  # noqa: N818 - the word of RFC 9457
     """A request, or one puzzle of it, that gets no answer."""
 
     def __init__(self, status: int, kind: str, detail: str, *, retry_after: int | None = None) -> None:
@@ -43,6 +54,8 @@ class Problem(Exception):
     def response(self) -> Response:
         """The whole response."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        if self.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE):
+            headers["connection"] = "close"  # the rest of the body is not waited for
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
         return JsonResponse(self.body(), self.status, headers, PROBLEM_JSON)
@@ -73,19 +86,11 @@ def problem_of(error: BaseException, *, noisy: bool = False, retry_after: int = 
     """
     if isinstance(error, Problem):
         return error
-    if isinstance(error, PuzzleError):
-        return Problem(422, "puzzle", str(error))
-    if isinstance(error, ConfigError):
-        return Problem(422, "option", str(error))
-    if isinstance(error, QueueFullError):
-        return Problem(429, "queue-full", str(error), retry_after=retry_after)
-    if isinstance(error, DeadlineError):
-        return Problem(429, "deadline", str(error), retry_after=retry_after)
-    if isinstance(error, DataError):
-        return Problem(422, "data", str(error))
-    if isinstance(error, LoopwiseError) and noisy:
-        return Problem(422, "not-finite", str(error))
+    for kind, (status, name) in KINDS.items():
+        if isinstance(error, kind):
+            return Problem(status, name, str(error), retry_after=retry_after if status == TOO_MANY else None)
     if isinstance(error, LoopwiseError):
-        return Problem(500, "solving", str(error))
+        # Numbers that are not finite: of the caller's noise, or of the weights.
+        return Problem(422 if noisy else 500, "not-finite", str(error))
     logging.getLogger("loopwise.serving").error("a puzzle has failed", exc_info=error)
     return Problem(500, "internal", "an internal error; the server's log says more")

@@ -38,7 +38,8 @@ def _told(job: Job, result: Solution | BaseException | None) -> dict[str, Json]:
     if isinstance(result, BaseException):
         if job.ended.done() and job.ended.result() == "refused":
             raise _given_up(job)
-        noisy = bool(job.plan.starts.sigma_init or job.plan.starts.sigma_step)
+        starts = job.plan.starts
+        noisy = starts.count > 1 and bool(starts.sigma_init or starts.sigma_step)
         raise problem_of(result, noisy=noisy)
     return _record(result)
 

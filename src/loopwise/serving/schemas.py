@@ -82,7 +82,9 @@ class StepEvent(BaseModel):
     step: int = Field(description="From 1.")
     answer: Any = Field(description="The proposed answer, in the form of the puzzle.")
     tokens: list[int] = Field(description="The same as numbers into the model's symbols.")
-    changed: list[int] = Field(description="Positions where it differs from this start's step before; of the first, none.")
+    changed: list[int] = Field(
+        description="Positions where it differs from this start's step before; of the first, none."
+    )
     halt_probability: float
     residual: float | None = Field(description="|new - old| / |new| of the state.")
     confidence: list[float] | None = Field(

@@ -13,19 +13,25 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from loopwise.errors import LoopwiseError
 from loopwise.serving.app import make_app
+from loopwise.serving.guard import Guard
 from loopwise.serving.hosting import Hosting
 from loopwise.serving.logs import log
 from loopwise.serving.settings import Settings
 
-__all__ = ["Server", "listen", "serve"]
+__all__ = ["Server", "listen", "make_server", "serve"]
 
 KEEP_ALIVE = 5
 """Seconds after which a connection without a request is closed."""
 
 BACKLOG = 2048
 
+SEND_BUFFER = 2**18
+"""Bytes of a connection that the system keeps for a caller who does not read; it would keep megabytes by itself."""
+
 QUIET = 0.5
-"""Seconds without a request after which a draining service ends, so that connections that are open hear of it."""
+"""Seconds without a puzzle on its way after which a draining service takes no more connections, and then once more as
+long, in which those that are open still hear that it ends.
+"""
 
 
 class Connection(H11Protocol):
@@ -108,16 +114,25 @@ class Server(uvicorn.Server):
             if not self._asked_at:
                 self._asked_at = self._busy_at = now
                 log("draining", in_flight=hosting.in_flight, drain_seconds=hosting.settings.drain_seconds)
-            if hosting.in_flight:
+            if hosting.jobs:
                 self._busy_at = now
-            if now - self._asked_at > hosting.settings.drain_seconds:
+            late = now - self._asked_at > hosting.settings.drain_seconds
+            if late:
                 log("refusing what is left", puzzles=sum(len(job.results) for job in hosting.jobs))
                 hosting.end_jobs("refused")
-                await asyncio.sleep(QUIET)
-                return True
-            if now - self._busy_at > QUIET or (not hosting.in_flight and not self.server_state.connections):
+            if late or now - self._busy_at > QUIET or not (hosting.in_flight or self.server_state.connections):
+                await self._close_door()
                 return True
         return await super().on_tick(counter)
+
+    async def _close_door(self) -> None:
+        """Take no more connections, and answer the requests of those that are open."""
+        await asyncio.sleep(0)  # those that knock now are let in before
+        for server in self.servers:
+            server.close()
+        end = time.monotonic() + QUIET
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.01)
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -126,6 +141,7 @@ def listen(settings: Settings) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         listening.bind((settings.host, settings.port))
         listening.listen(BACKLOG)
     except OSError:
@@ -135,11 +151,10 @@ def listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
-    guard = make_app(settings)
+def make_server(guard: Guard) -> Server:
+    """A server of an application."""
     hosting = guard.hosting
-    protocol: Any = type("Connection", (Connection,), {"receive_seconds": settings.receive_seconds})
+    protocol: Any = type("Connection", (Connection,), {"receive_seconds": hosting.settings.receive_seconds})
     config = uvicorn.Config(
         guard,
         http=protocol,
@@ -152,10 +167,16 @@ def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_graceful_shutdown=5,
         backlog=BACKLOG,
     )
-    server = Server(config, hosting)
+    return Server(config, hosting)
+
+
+def serve(settings: Settings, listening: socket.socket) -> None:
+    """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+    server = make_server(make_app(settings))
     server.run(sockets=[listening])
-    if isinstance(hosting.failure, LoopwiseError):
-        raise hosting.failure
-    if hosting.failure is not None:
-        raise LoopwiseError(f"the models could not be loaded: {hosting.failure}")
+    failure = server.hosting.failure
+    if isinstance(failure, LoopwiseError):
+        raise failure
+    if failure is not None:
+        raise LoopwiseError(f"the models could not be loaded: {failure}")
     log("ended")

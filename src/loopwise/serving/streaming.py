@@ -33,7 +33,6 @@ class Watch:
         self.host = host
         self.overflown = False
         self.news = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self._puzzle = puzzle
         self._tokens: Tokens = host.solver.read(puzzle)
         self._checked = not host.solver.task.foreign_rules  # foreign code could hold the event loop up
@@ -48,10 +47,7 @@ class Watch:
         answer = np.array(glimpse.answer)
         confidence = None if glimpse.logits is None else self.host.confidence(glimpse.logits, answer)
         self._seen.append((glimpse._replace(answer=answer, logits=None), confidence))
-        try:
-            self._loop.call_soon_threadsafe(self.news.set)
-        except RuntimeError:  # the loop is closed, nobody looks any more
-            self.overflown = True
+        self.host.bell.ring(self.news.set)
 
     def take(self) -> Iterator[dict[str, Json]]:
         """What has been seen since the last call, as JSON objects."""

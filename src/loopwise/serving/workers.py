@@ -108,11 +108,11 @@ def _work(settings: Settings, listening: socket.socket) -> None:
     from loopwise.serving.server import serve
 
     keep_freed_memory()
-    to_standard_error()
     # Several processes that each take all cores were measured to fight for them.
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
-    try:
-        serve(settings, listening)
-    except LoopwiseError as error:
-        log("cannot serve", reason=str(error))
-        sys.exit(NO_MODEL)
+    with to_standard_error():
+        try:
+            serve(settings, listening)
+        except LoopwiseError as error:
+            log("cannot serve", reason=str(error))
+            sys.exit(NO_MODEL)

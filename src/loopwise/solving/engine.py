@@ -85,7 +85,7 @@ class Engine:
         arrival: float | None = None,
         key: Any = None,
     ) -> Pass:
-        """Let a puzzle [L] wait for a slot. `check` says what the rules think of an answer [L]; for `watch` see Pass."""
+        """Let a puzzle [L] wait for a slot. `check` is what the rules say of an answer [L]; for `watch` see Pass."""
         needs = budget.needs
         work = Pass(
             tokens=tokens,

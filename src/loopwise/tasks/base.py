@@ -47,9 +47,9 @@ class Task(ABC, Generic[C]):
         self.config = config
 
     @property
-    def cacheable(self) -> bool:
-        """Whether `examples` depends on the config alone, and not on a file of the user's that may change."""
-        return True
+    def files(self) -> tuple[str, ...]:
+        """Paths of the user's files that `examples` reads; when one has changed, its examples are made anew."""
+        return ()
 
     @property
     def foreign_rules(self) -> bool:
@@ -76,7 +76,9 @@ class Task(ABC, Generic[C]):
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Draw a symmetry of the task: an equivalent puzzle [L], its labels [L], and the way back for an answer [L].
 
-        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL. The arguments are not changed.
+        `inverse(new_labels)` equals `labels` where these are not IGNORE_LABEL. The exception are puzzles with several
+        right answers of which a rule chooses the label: where the symmetry breaks the rule, the label is chosen anew,
+        and comes back as another right answer. The arguments are not changed.
         """
         return inputs, labels, identity
 

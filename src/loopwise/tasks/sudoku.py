@@ -6,7 +6,7 @@ other boards they are generated, each with one solution and, from side 6 to 9, m
 
 The 9x9 puzzles of the `test` split are generated too unless `test_file` names a file. They are far easier than
 Sudoku-Extreme (random minimal puzzles, about 24 clues, mostly solved by logic): a number on them must not be compared
-with published ones.
+with published ones. For training, `extreme` makes more of the hard ones.
 """
 
 from __future__ import annotations
@@ -48,15 +48,19 @@ class SudokuConfig(TaskConfig):
     """CSV (.gz too) with columns question,answer to train and validate on; empty: shipped for 9x9, else generated."""
     test_file: str = ""
     """CSV (.gz too) with columns question,answer to test on; empty: generated, 9x9 far easier than Sudoku-Extreme."""
+    extreme: int = 0
+    """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 50 a second."""
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
         Board.parse(self.box)
-        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("seed", 0)):
+        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("extreme", 0), ("seed", 0)):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ConfigError(f"sudoku: {option} is {value}, must be at least {least}")
+        if self.extreme and Board.parse(self.box) != Board(3, 3):
+            raise ConfigError(f"sudoku: extreme puzzles are made for box 3x3, not for {self.box}; leave extreme at 0")
 
 
 class Sudoku(Task[SudokuConfig]):
@@ -69,12 +73,12 @@ class Sudoku(Task[SudokuConfig]):
         super().__init__(config)
         self.board = Board.parse(config.box)
         counts: dict[Split, int | None] = {"train": config.train, "validation": config.validation, "test": config.test}
-        self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed)
+        self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed, config.extreme)
 
     @property
-    def cacheable(self) -> bool:
-        """Whether no file of the user's has a say, which may change."""
-        return not (self.config.train_file or self.config.test_file)
+    def files(self) -> tuple[str, ...]:
+        """Those that are given."""
+        return tuple(file for file in (self.config.train_file, self.config.test_file) if file)
 
     @cached_property
     def spec(self) -> TaskSpec:
@@ -87,6 +91,10 @@ class Sudoku(Task[SudokuConfig]):
         found = self._data.split(split)
         inputs, labels = (grids.astype(np.int32) + 1 for grids in found)
         return Examples(inputs, labels, np.zeros(len(inputs), dtype=np.int32))
+
+    def summary(self) -> str:
+        """What it is, and what the training file has in common with the test file."""
+        return "\n".join([super().summary(), *self._data.remarks()])
 
     def augment(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens, Inverse]:
         """Draw a symmetry of the board; a grid that is held out for validation or test never comes out as labels.

@@ -10,6 +10,7 @@ Outside the solver a grid is `[cells]` digits, row by row, 0 for a blank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, TypeAlias
@@ -19,7 +20,19 @@ import numpy.typing as npt
 
 from loopwise.errors import ConfigError
 
-__all__ = ["Board", "Grids", "Masks", "dig", "is_solution", "random_grids", "restore_clues", "solve"]
+__all__ = [
+    "WIDTH",
+    "Board",
+    "Grids",
+    "Masks",
+    "dig",
+    "is_solution",
+    "propagate",
+    "random_grids",
+    "restore_clues",
+    "solutions",
+    "solve",
+]
 
 Grids: TypeAlias = npt.NDArray[np.uint8]
 """Digits [N, cells], 0 for a blank."""
@@ -125,24 +138,27 @@ def _of_cell(board: Board, of_unit: Masks) -> Masks:
 
 def _narrow(board: Board, masks: Masks) -> tuple[Masks, Flags]:
     """One pass of naked and hidden singles: new masks [cells, F], and which boards [F] are not contradicted."""
-    zero = masks.dtype.type(0)
-    single = (masks & (masks - 1)) == 0
-    once, twice = _occurrences(board, np.where(single, masks, zero))
+    # Masks are chosen by products with flags: np.where made this twice as slow and more.
+    singles = masks * ((masks & (masks - 1)) == 0)
+    once, twice = _occurrences(board, singles)
     alive = ~(twice != 0).any(axis=0)
-    masks = np.where(single, masks, masks & ~_of_cell(board, once))
+    masks = (masks & ~_of_cell(board, once)) | singles
     once, twice = _occurrences(board, masks)
     alive &= (once == board.bits[0]).all(axis=0)
     hidden = _of_cell(board, once & ~twice)
     hidden &= masks
-    masks = np.where(hidden != 0, hidden, masks)
+    masks = hidden | (masks * (hidden == 0))
     alive &= (masks != 0).all(axis=0)
     # The only cell left for two digits; the mask keeps both, so it has to be told here.
     alive &= ((hidden & (hidden - 1)) == 0).all(axis=0)
     return masks, alive
 
 
-def _propagate(board: Board, masks: Masks, owner: Index) -> tuple[Masks, Index]:
-    """Repeat the singles until nothing changes. Contradicted boards are dropped, the others come back reordered."""
+def propagate(board: Board, masks: Masks, owner: Index) -> tuple[Masks, Index]:
+    """Repeat the singles until nothing changes, on boards [cells, F] with a number [F] each to know them by.
+
+    Contradicted boards are dropped, the others come back reordered.
+    """
     finished: list[tuple[Masks, Index]] = [(masks[:, :0], owner[:0])]
     while owner.size:
         after, alive = _narrow(board, masks)
@@ -209,6 +225,34 @@ def _pop(stack: Stack, width: int) -> tuple[Masks, Index]:
     return np.concatenate([m for m, _ in taken], axis=1), np.concatenate([o for _, o in taken])
 
 
+def solutions(
+    board: Board, masks: Masks, limit: int, rng: np.random.Generator | None = None, rounds: int | None = None
+) -> Iterator[tuple[Index, Grids]]:
+    """Find the solutions of boards [cells, P]: in parts, which board each is of [K], and the grids [K, cells].
+
+    A board that has `limit` solutions is searched no further; a few more may have come by then.
+    """
+    counts = np.zeros(masks.shape[1], dtype=np.intp)
+    stack: Stack = [(masks, np.arange(masks.shape[1]))]
+    while stack and (rounds is None or rounds > 0):
+        rounds = None if rounds is None else rounds - 1
+        missing = int(np.maximum(limit - counts, 0).sum())
+        masks, owner = _pop(stack, min(WIDTH, max(NARROW, missing)))
+        wanted = np.flatnonzero(counts[owner] < limit)
+        if wanted.size < owner.size:
+            masks, owner = masks[:, wanted], owner[wanted]
+        masks, owner = propagate(board, masks, owner)
+        solved = ((masks & (masks - 1)) == 0).all(axis=0)
+        if solved.any():
+            np.add.at(counts, owner[solved], 1)
+            digits = _count_candidates(masks[:, solved] - 1) + 1  # a mask 1 << d - 1 has d - 1 ones below its bit
+            yield owner[solved], digits.T
+            masks, owner = masks[:, ~solved], owner[~solved]
+        if owner.size:
+            guessed, excluded = _branch(masks, rng)
+            stack += [(excluded, owner), (guessed, owner)]
+
+
 def solve(
     board: Board, masks: Masks, limit: int = 2, rng: np.random.Generator | None = None, rounds: int | None = None
 ) -> tuple[Index, Grids]:
@@ -221,27 +265,11 @@ def solve(
         counts [P], 0 to `limit`, and grids [P, cells], all 0 where none was found.
 
     """
-    total = masks.shape[1]
-    counts = np.zeros(total, dtype=np.intp)
-    grids = np.zeros((total, board.cells), dtype=np.uint8)
-    stack: Stack = [(masks, np.arange(total))]
-    while stack and (rounds is None or rounds > 0):
-        rounds = None if rounds is None else rounds - 1
-        unfinished = int((counts < limit).sum())
-        masks, owner = _pop(stack, min(WIDTH, max(NARROW, unfinished)))
-        wanted = np.flatnonzero(counts[owner] < limit)
-        if wanted.size < owner.size:
-            masks, owner = masks[:, wanted], owner[wanted]
-        masks, owner = _propagate(board, masks, owner)
-        solved = ((masks & (masks - 1)) == 0).all(axis=0)
-        if solved.any():
-            np.add.at(counts, owner[solved], 1)
-            digits = _count_candidates(masks[:, solved] - 1) + 1  # a mask 1 << d - 1 has d - 1 ones below its bit
-            grids[owner[solved]] = digits.T
-            masks, owner = masks[:, ~solved], owner[~solved]
-        if owner.size:
-            guessed, excluded = _branch(masks, rng)
-            stack += [(excluded, owner), (guessed, owner)]
+    counts = np.zeros(masks.shape[1], dtype=np.intp)
+    grids = np.zeros((masks.shape[1], board.cells), dtype=np.uint8)
+    for owner, found in solutions(board, masks, limit, rng, rounds):
+        np.add.at(counts, owner, 1)
+        grids[owner] = found
     return np.minimum(counts, limit), grids
 
 
@@ -278,7 +306,7 @@ def dig(board: Board, solutions: Grids, rng: np.random.Generator) -> Grids:
             another = solve(board, masks, limit=1)[0] > 0
         else:
             another = np.zeros(count, dtype=np.bool_)
-            another[_propagate(board, masks, rows)[1]] = True
+            another[propagate(board, masks, rows)[1]] = True
         gone = np.flatnonzero(~another)
         puzzles[gone, cell[gone]] = 0
     return puzzles

@@ -2,7 +2,7 @@
 
     test        a file, or generated
     validation  held out from the training file, or generated
-    train       a file (9x9: the one that travels with the package), or generated
+    train       a file (9x9: the one that travels with the package), or generated; and neighbours of its hard puzzles
 
 The splits are made in this order, and each leaves out what an earlier one has: the same puzzle under symmetry (equal
 `signature`) and the same solution grid, cell by cell. Where a split is generated, a hash of the grid and the seed says
@@ -11,12 +11,8 @@ which split the grid belongs to, so that even on a 4x4 board, of 288 grids in al
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
-from collections.abc import Mapping
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property, partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -26,8 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loopwise.errors import DataError
+from loopwise.tasks.question_csv import read_columns
 from loopwise.tasks.sudoku_boards import Board, Flags, Grids, Index, dig, is_solution, random_grids, restore_clues
-from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, signature
+from loopwise.tasks.sudoku_extreme import extremes, one_level
+from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, same, signature
 from loopwise.types import SPLITS, Split
 
 __all__ = ["Puzzles", "SudokuData", "read_csv", "symbol_codes"]
@@ -50,6 +48,10 @@ class Puzzles(NamedTuple):
         """The puzzles that `index` (anything numpy takes) selects."""
         return Puzzles(self.puzzles[index], self.solutions[index])
 
+    def and_also(self, others: Puzzles) -> Puzzles:
+        """These puzzles and others behind them."""
+        return Puzzles(*(np.concatenate(pair) for pair in zip(self, others, strict=True)))
+
 
 @cache
 def symbol_codes(board: Board) -> npt.NDArray[np.uint8]:
@@ -62,47 +64,12 @@ def symbol_codes(board: Board) -> npt.NDArray[np.uint8]:
     return codes
 
 
-def _read_text(source: Path | Traversable, name: str) -> str:
-    try:
-        raw = source.read_bytes()
-        return (gzip.decompress(raw) if name.endswith(".gz") else raw).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"there is no file {name!r}; give the path of a CSV with columns question,answer") from None
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"cannot read {name!r} ({reason}); give a CSV file, plain or .gz") from error
-
-
-def _columns(text: str, name: str, cells: int) -> tuple[list[str], list[str], list[int]]:
-    """The questions, the answers, and the line of the file that each stands on."""
-    reader = csv.DictReader(io.StringIO(text))
-    columns: dict[str, list[str]] = {"question": [], "answer": []}
-    lines: list[int] = []
-    try:
-        for column in columns:
-            if column not in (reader.fieldnames or ()):
-                raise DataError(f"{name!r} has no column {column!r}; its first line must name question and answer")
-        for row in reader:
-            for column, values in columns.items():
-                value = (row[column] or "").strip()
-                if len(value) != cells:
-                    reason = f"the {column} has {len(value)} symbols and must have {cells}"
-                    raise DataError(f"{name!r}, line {reader.line_num}: {reason}; correct or remove the line")
-                values.append(value)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        raise DataError(f"{name!r}, line {reader.line_num}: {error}; correct or remove the line") from error
-    if not lines:
-        raise DataError(f"{name!r} has no puzzles; give a CSV with a line for each below the names of the columns")
-    return columns["question"], columns["answer"], lines
-
-
 def read_csv(board: Board, source: Path | Traversable, name: str) -> Puzzles:
     """Read puzzles from a CSV, plain or gzip, with columns question and answer (others are passed over).
 
     That an answer is the only one is taken on trust. Raises DataError with the line and the reason.
     """
-    questions, answers, lines = _columns(_read_text(source, name), name, board.cells)
+    questions, answers, lines = read_columns(source, name, board.cells)
 
     def refuse(bad: Flags, reason: str) -> None:
         if bad.any():
@@ -123,17 +90,23 @@ def read_csv(board: Board, source: Path | Traversable, name: str) -> Puzzles:
 
 
 class _Taken:
-    """What earlier splits have."""
+    """What earlier splits have, and what the split itself has so far (`own`), whose grids may come again."""
 
-    def __init__(self, board: Board, *earlier: Puzzles) -> None:
+    def __init__(self, board: Board, *earlier: Puzzles, own: Sequence[Puzzles] = ()) -> None:
         self.board = board
-        self.signatures = np.concatenate([signature(board, *p) for p in earlier] or [np.zeros(0, np.uint64)])
-        self.grids = np.concatenate([grid_hashes(p.solutions) for p in earlier] or [np.zeros(0, np.uint64)])
+        none = [np.zeros(0, np.uint64)]
+        self.signatures = np.concatenate([signature(board, *p) for p in (*earlier, *own)] or none)
+        self.grids = np.concatenate([grid_hashes(p.solutions) for p in earlier] or none)
 
     def free(self, found: Puzzles, signatures: Hashes) -> Flags:
-        """Which puzzles [N] share neither a signature nor a solution grid with an earlier split."""
+        """Which puzzles [N] have neither a signature nor a solution grid that is taken."""
         taken = np.isin(signatures, self.signatures) | np.isin(grid_hashes(found.solutions), self.grids)
         return np.asarray(~taken)
+
+
+def _families(board: Board, found: Puzzles) -> Hashes:
+    """A number [N] that puzzles share whose solutions are one grid up to symmetry."""
+    return signature(board, found.solutions, found.solutions)
 
 
 def _default_count(board: Board, split: Split) -> int:
@@ -148,9 +121,15 @@ class SudokuData:
     """The splits of one configuration; made when first asked for. A count of None is the board's own."""
 
     def __init__(
-        self, board: Board, counts: Mapping[Split, int | None], train_file: str, test_file: str, seed: int
+        self,
+        board: Board,
+        counts: Mapping[Split, int | None],
+        train_file: str,
+        test_file: str,
+        seed: int,
+        extreme: int = 0,
     ) -> None:
-        self.board, self.counts, self.seed = board, counts, seed
+        self.board, self.counts, self.seed, self.extreme = board, counts, seed, extreme
         self.train_file, self.test_file = train_file, test_file
         self.shipped = not train_file and (board.box_rows, board.box_columns) == (3, 3)
 
@@ -161,7 +140,8 @@ class SudokuData:
         if split == "validation":
             return self.validation
         if self.shipped or self.train_file:
-            return self._training_file().rows(self._file_split[1])
+            train = self._training_file().rows(self._file_split[1])
+            return train.and_also(self._extremes(train)) if self.extreme else train
         return self._generate("train", _Taken(self.board, self._reserved, self.validation))
 
     @cached_property
@@ -202,11 +182,36 @@ class SudokuData:
             raise DataError(f"{name!r} has {len(index)} puzzles for {split}, {count} are asked for; lower `{split}`")
         return np.sort(self._rng(split).permutation(index)[:count])
 
+    def remarks(self) -> list[str]:
+        """What the training file repeats, what of it the test file has, too, and what it has of the same families."""
+        if not (self.shipped or self.train_file):
+            return []
+        board, train = self.board, self._training_file()
+        marks = signature(board, *train)
+        first = np.unique(marks, return_index=True)[1]
+        others = train.rows(np.delete(np.arange(len(train.puzzles)), first))
+        repeats = len({j for _, j in same(board, train.rows(first), others)})
+        lines = [f"{self._training_name}: {len(train.puzzles):,} puzzles, {repeats} of them repeats up to symmetry"]
+        if self.test_file:
+            pairs = same(board, train, self._reserved)
+            numbers = ", ".join(f"{i + 1} is test puzzle {j + 1}" for i, j in pairs[:3])
+            disguised, free = len({i for i, _ in pairs}), _Taken(board, self._reserved).free(train, marks)
+            grids, tested = (_families(board, puzzles) for puzzles in (train.rows(free), self._reserved))
+            lines += [
+                f"test puzzles in disguise, left out: {disguised}" + (f" (number {numbers})" if pairs else ""),
+                f"others with the solution of a test puzzle, left out: {np.sum(~free) - disguised}",
+                f"others with the solution of a test puzzle in disguise, kept: {np.isin(grids, tested).sum()}",
+            ]
+        return lines
+
+    @property
+    def _training_name(self) -> str:
+        return self.train_file or "sudoku_train_1k.csv"
+
     def _training_file(self) -> Puzzles:
-        if self.shipped:
-            name = "sudoku_train_1k.csv"
-            return read_csv(self.board, resources.files("loopwise.tasks") / "assets" / name, name)
-        return read_csv(self.board, Path(self.train_file), self.train_file)
+        name = self._training_name
+        folder = resources.files("loopwise.tasks") / "assets"
+        return read_csv(self.board, folder / name if self.shipped else Path(name), name)
 
     @cached_property
     def _file_split(self) -> tuple[Index, Index]:
@@ -216,12 +221,11 @@ class SudokuData:
         puzzles are made by moving a clue or two of others. Below side 9 there are too few grids for that (49 of 6x6),
         and a family is a puzzle with its symmetric images.
         """
-        found, name = self._training_file(), self.train_file or "sudoku_train_1k.csv"
+        found, name = self._training_file(), self._training_name
         taken = _Taken(self.board, self._reserved)
         free = np.flatnonzero(taken.free(found, signature(self.board, *found)))
         usable = found.rows(free)
-        shape = usable.puzzles if self.board.side < 9 else usable.solutions
-        marks = signature(self.board, shape, usable.solutions)
+        marks = signature(self.board, *usable) if self.board.side < 9 else _families(self.board, usable)
         families, member, sizes = np.unique(marks, return_inverse=True, return_counts=True)
         wanted = self.counts["validation"]
         if wanted is None:
@@ -242,26 +246,62 @@ class SudokuData:
         return free[held_out], train
 
     def _generate(self, split: Split, taken: _Taken) -> Puzzles:
-        """Generate puzzles until there are as many as wanted, or until almost none is new."""
-        asked = self.counts[split]
+        """Generate the puzzles of a split."""
+        asked, rng, n = self.counts[split], self._rng(split), self.board.side
         wanted = _default_count(self.board, split) if asked is None else asked
-        rng, found = self._rng(split), Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
+        found = self._collect(lambda count: self._fresh(split, count, rng), wanted, taken)
+        have = len(found.puzzles)
+        if have < wanted and (asked is not None or not have):
+            raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
+        return found
+
+    def _extremes(self, train: Puzzles) -> Puzzles:
+        """Make puzzles beside the hard ones of the training split, then beside those made, and so on.
+
+        The further away the easier, so each round goes on until it gives little. None is of a held-out family. Raises
+        DataError where no training puzzle is hard, or too few are found.
+        """
+        board, rng = self.board, np.random.default_rng([self.seed, len(SPLITS)])
+        seeds = train.puzzles[~one_level(board, train.puzzles)]
+        if not len(seeds):
+            reason = "the training puzzles can all be solved by one level of trial and error"
+            raise DataError(f"{reason}: `extreme` has nothing to begin with; give harder ones as `train_file`")
+        held_out = np.concatenate([_families(board, puzzles) for puzzles in (self._reserved, self.validation)])
+
+        def draw(seeds: Grids, count: int) -> Puzzles:
+            fresh = Puzzles(*extremes(board, seeds, count, rng))
+            return fresh.rows(~np.isin(_families(board, fresh), held_out))
+
+        found, more = train.rows(np.arange(0)), train
+        while len(found.puzzles) < self.extreme and len(more.puzzles):
+            taken = _Taken(board, self._reserved, self.validation, own=(train, found))
+            more = self._collect(partial(draw, seeds), self.extreme - len(found.puzzles), taken, least=0.2)
+            found = found.and_also(more)
+            seeds = found.puzzles
+        if len(found.puzzles) < self.extreme:
+            reason = f"only {len(found.puzzles)} extreme puzzles were found beside the hard ones of the training split"
+            raise DataError(f"{reason}; lower `extreme` or give more hard ones as `train_file`")
+        return found
+
+    def _collect(self, draw: Callable[[int], Puzzles], wanted: int, taken: _Taken, least: float = 0.02) -> Puzzles:
+        """Draw many puzzles at a time until there are as many as wanted, or less than a share `least` is new.
+
+        `draw` is told about how many to draw. None comes twice up to symmetry, nor one that is taken.
+        """
+        found = Puzzles(*np.zeros((2, 0, self.board.cells), dtype=np.uint8))
         signatures = np.zeros(0, dtype=np.uint64)
         new = block = 1
-        while len(signatures) < wanted and 50 * new >= block:
+        while len(signatures) < wanted and new >= least * block:
             block = min(BLOCK, max(64, wanted - len(signatures)))
-            fresh = self._fresh(split, block, rng)
+            fresh = draw(block)
             marks = signature(self.board, *fresh)
             # Equal signatures count as equal puzzles. Should two differ after all, one is lost and no harm is done.
             first = np.sort(np.unique(marks, return_index=True)[1])
             first = first[taken.free(fresh, marks)[first] & ~np.isin(marks[first], signatures)]
             new = len(first)
             signatures = np.concatenate([signatures, marks[first]])
-            found = Puzzles(*(np.concatenate(pair) for pair in zip(found, fresh.rows(first), strict=True)))
-        have, n = len(signatures), self.board.side
-        if have < wanted and (asked is not None or not have):
-            raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
-        return found.rows(np.arange(min(have, wanted)))
+            found = found.and_also(fresh.rows(first))
+        return found.rows(np.arange(min(len(signatures), wanted)))
 
     def _fresh(self, split: Split, count: int, rng: np.random.Generator) -> Puzzles:
         """Generate at most `count` puzzles on grids that belong to the split."""

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from loopwise.tasks.sudoku_boards import Board, Grids, Index
 
-__all__ = ["Symmetry", "draw_symmetry", "equivalent", "grid_hashes", "mix64", "signature", "transformed"]
+__all__ = ["Symmetry", "draw_symmetry", "equivalent", "grid_hashes", "mix64", "same", "signature", "transformed"]
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
@@ -191,3 +191,19 @@ def equivalent(board: Board, first: tuple[Grids, Grids], second: tuple[Grids, Gr
                 if _same_up_to_digits(grid[rows][:, columns], grid_b):
                     return True
     return False
+
+
+def same(board: Board, first: tuple[Grids, Grids], second: tuple[Grids, Grids]) -> list[tuple[int, int]]:
+    """All pairs (i, j) such that a symmetry takes puzzle i of the first to puzzle j of the second, by number.
+
+    Each side is (puzzles, solutions), [N, cells] each. Exact: the signature proposes, `equivalent` decides.
+    """
+    rows: dict[int, list[int]] = {}
+    for i, mark in enumerate(signature(board, *first).tolist()):
+        rows.setdefault(mark, []).append(i)
+    return [
+        (i, j)
+        for j, mark in enumerate(signature(board, *second).tolist())
+        for i in rows.get(mark, ())
+        if equivalent(board, (first[0][i], first[1][i]), (second[0][j], second[1][j]))
+    ]

@@ -79,9 +79,9 @@ class Table(Task[TableConfig]):
         self._restored = codec
 
     @property
-    def cacheable(self) -> bool:
-        """Never: the file may change."""
-        return False
+    def files(self) -> tuple[str, ...]:
+        """The one that is given."""
+        return (self.config.file,) if self.config.file else ()
 
     @property
     def foreign_rules(self) -> bool:

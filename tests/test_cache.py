@@ -1,0 +1,55 @@
+"""The cache of examples: what it keeps, and when it must not."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from loopwise.data import cache
+from loopwise.errors import DataError
+from loopwise.tasks.sorting import Sorting, SortingConfig
+from loopwise.tasks.table import Table, TableConfig
+
+
+def forbid(monkeypatch, cls):
+    def examples(*args):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(cls, "examples", examples)
+
+
+def test_what_was_made_once_is_kept(monkeypatch):
+    """The second time the examples come from the disk, the same ones; another option makes others."""
+    made = cache.examples(Sorting(SortingConfig(n=5, test=30)), "test")
+    forbid(monkeypatch, Sorting)
+    for kept, column in zip(cache.examples(Sorting(SortingConfig(n=5, test=30)), "test"), made, strict=True):
+        np.testing.assert_array_equal(kept, column)
+    with pytest.raises(AssertionError, match="made again"):
+        cache.examples(Sorting(SortingConfig(n=5, test=31)), "test")
+
+
+def test_a_file_that_has_changed_is_read_again(tmp_path, monkeypatch):
+    """Rows of a file are kept until it holds others, however alike, even if it kept its place, size and time; written
+    again as it was, it is the same file. When it is gone, the task says so.
+    """
+    file = tmp_path / "rows.jsonl"
+
+    def write(last, time=10**18):
+        rows = [{"input": f"{number:05b}", "output": f"{number:05b}"[::-1] + last} for number in range(32)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.utime(file, ns=(time, time))
+
+    config = TableConfig(file=str(file))
+    write("0")
+    first = cache.examples(Table(config), "train")
+    write("1")
+    second = cache.examples(Table(config), "train")
+    assert (first.labels != second.labels).any()
+    write("1", 10**18 + 10**9)
+    with monkeypatch.context() as patch:
+        forbid(patch, Table)
+        np.testing.assert_array_equal(cache.examples(Table(config), "train").labels, second.labels)
+    file.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        cache.examples(Table(config), "train")
