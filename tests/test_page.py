@@ -177,6 +177,7 @@ def test_what_has_changed_and_what_breaks_a_rule_is_marked(visit):
     page.wait_for_selector(SOLVED)
     page.get_by_role("slider").focus()
     page.keyboard.press("Home")
+    page.wait_for_selector("[role=slider][aria-valuenow='0']")
     before = shown(page)
     for number in range(1, 6):
         page.keyboard.press("ArrowRight")
@@ -191,6 +192,7 @@ def test_what_has_changed_and_what_breaks_a_rule_is_marked(visit):
         assert 0.2 < min(sure) < 1
         before = now
     page.keyboard.press("End")
+    page.wait_for_selector(SOLVED)
     assert page.locator("[data-wrong=true]").count() == 0
 
 
@@ -284,7 +286,7 @@ def test_a_run_is_taken_home_as_json_and_as_gif(visit, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "row", "answer"),
-    [("sorting", "314159265358", "112334555689"), ("rolling-sum", "101100101110", "110111001011")],
+    [("sorting", "3141592653589793", "1123334555678999"), ("rolling-sum", "101100101110", "110111001011")],
 )
 def test_rows_of_numbers_are_bars(visit, model, row, answer):
     """A row is typed or pasted, in any length; its bars are as high as its numbers; the answer is the right one."""
@@ -293,7 +295,7 @@ def test_rows_of_numbers_are_bars(visit, model, row, answer):
     page.get_by_label("Paste a puzzle").get_by_role("textbox").fill(" ".join(row))
     page.get_by_role("button", name="Use it").click()
     cells = page.get_by_role("gridcell")
-    assert cells.count() == 12
+    assert cells.count() == len(row)
     cells.nth(1).focus()
     page.keyboard.press("ArrowUp" if row[1] == "0" else "ArrowDown")
     changed = ("1" if row[1] == "0" else str(int(row[1]) - 1)).join([row[0], row[2:]])

@@ -16,8 +16,12 @@ const MORE = 16; // steps of "keep thinking"
 const SEARCHED = 100; // puzzles among which a hard one is looked for
 const PATIENCE = 5; // seconds for that
 
-// Seen first, as it takes the shipped model more steps than it was trained with; by the form of the box.
-const SHOWPIECES = { "2x3": "5.4..1...........5...63..214..6....." };
+// Seen first, as they take the shipped models more steps than these were trained with; by a Sudoku's box and by how many
+// numbers there are.
+const SHOWPIECES = {
+  "2x3": "5.4..1...........5...63..214..6.....",
+  2: "001101111011010001011101000010001000001001000100",
+};
 
 const page = {
   choices: null,
@@ -270,25 +274,26 @@ async function waitForModels() {
   }
 }
 
+/** The puzzle that is seen first: one that is worth it, or any. */
+async function showFirst() {
+  const model = page.choices.model();
+  const numbers = kindOf(model) === "bars" && model.any_length ? model.symbols.length - 1 : "";
+  const showpiece = SHOWPIECES[model.task_config?.box] ?? SHOWPIECES[numbers];
+  return (showpiece && tryPuzzle(showpiece, () => {})) || drawRandom();
+}
+
 async function start() {
   const [served, tasks] = await Promise.all([waitForModels(), api.getTasks().catch(() => [])]);
   const wanted = new URLSearchParams(location.hash.slice(1));
   page.choices = chooser(served, tasks, wanted, {
     changed: async (what) => {
       const fits = what === "model" ? rebuild() : true;
-      if (!fits && (await drawRandom())) redraw();
+      if (!fits) await showFirst();
     },
   });
   rebuild();
   const given = wanted.get("puzzle");
-  try {
-    if (given) takePuzzle(fromWire(page.choices.model(), given));
-  } catch (error) {
-    complain(error);
-  }
-  const showpiece = SHOWPIECES[page.choices.model().task_config?.box];
-  if (!given && showpiece) takePuzzle(fromWire(page.choices.model(), showpiece));
-  const ready = given || showpiece ? find("message").hidden : await drawRandom();
+  const ready = given ? tryPuzzle(given, complain) : await showFirst();
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   document.body.dataset.ready = true;
   if (ready && !calm) think();

@@ -66,7 +66,7 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
     models: () => [named(model.value), named(rival.value)].filter(Boolean),
     starts: () => Number(starts.value),
     /** The budget as the service reads it. */
-    budget: () => ({ solved: "verified|halted|", sure: "halted|", end: "" })[stop.value] + `steps=${steps.value}`,
+    budget: () => ({ solved: "verified|halted|", whole: "verified|", sure: "halted|", end: "" })[stop.value] + `steps=${steps.value}`,
     /** Ask for so many steps, whatever the model believes. */
     extend: (number) => {
       stop.value = "end";

@@ -23,7 +23,9 @@ export function drawTimeline(ctx, width, { runs, time, length, theme, font }) {
   const x = (step) => (step + 0.5) * column;
   const sketch = { ctx, width, column, runs, time, pens, theme, x, font };
   let y = 0;
-  markDepth(sketch, length, heightOf(runs.length) - AXIS);
+  const foot = heightOf(runs.length) - AXIS;
+  markDepth(sketch, length, foot);
+  playhead(sketch, foot);
   y += label(sketch, y, "belief that it is right", (frame) => percent(frame.belief));
   curve(sketch, y, (frame) => frame.belief);
   y += CURVE + GAP;
@@ -37,7 +39,16 @@ export function drawTimeline(ctx, width, { runs, time, length, theme, font }) {
     y += roll + (index < runs.length - 1 ? 6 : 0);
   });
   axis(sketch, y, length);
-  playhead(sketch, y);
+}
+
+/** Text that stays readable where a line crosses it. */
+function write({ ctx, theme }, text, x, y, colour) {
+  ctx.strokeStyle = theme.page;
+  ctx.lineWidth = 5;
+  ctx.lineJoin = "round";
+  ctx.strokeText(text, x, y);
+  ctx.fillStyle = colour;
+  ctx.fillText(text, x, y);
 }
 
 function percent(value) {
@@ -68,19 +79,18 @@ function markDepth({ ctx, x, column, runs, theme, font }, length, bottom) {
   ctx.fillText(text, x(length) + column / 2 - 6, 11);
 }
 
-function label({ ctx, runs, time, pens, theme, font }, y, text, value) {
+function label(sketch, y, text, value) {
+  const { ctx, runs, time, pens, theme, font } = sketch;
   ctx.font = `11px ${font}`;
   ctx.textAlign = "left";
   ctx.textBaseline = "alphabetic";
-  ctx.fillStyle = theme.muted;
-  ctx.fillText(text, 0, y + 11);
+  write(sketch, text, 0, y + 11, theme.muted);
   let left = ctx.measureText(text).width + 8;
   ctx.font = `600 11px ${font}`;
   runs.forEach((run, index) => {
     const shown = time > 0 && run.track.last > 0 ? value(run.track.at(time)) : undefined;
     if (shown === undefined || shown === null) return;
-    ctx.fillStyle = pens[index];
-    ctx.fillText(shown, left, y + 11);
+    write(sketch, shown, left, y + 11, pens[index]);
     left += ctx.measureText(shown).width + 10;
   });
   return LABEL;
