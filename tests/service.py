@@ -60,6 +60,7 @@ class Running:
         self.server.handle_exit(15, None)
         self.thread.join(30)
         assert not self.thread.is_alive()
+        self.hosting.close()  # a second signal does not wait for the engines
 
     def ready(self) -> "Running":
         """The same, when its models are warm."""

@@ -147,6 +147,7 @@ def test_a_body_that_is_too_large_is_refused(service):
 def test_what_callers_send_and_never_finish_is_bounded(service, monkeypatch):
     """While unfinished bodies fill what may be held, one more is told to come again later, and then is taken."""
     monkeypatch.setattr("loopwise.serving.guard.MOST_BODIES", 2)
+    object.__setattr__(service.hosting.settings, "receive_seconds", 60.0)
     head = b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     slow = [socket.create_connection(("127.0.0.1", service.port), timeout=30) for _ in range(2)]
     for connection in slow:
