@@ -28,7 +28,7 @@ def find_browser() -> str | None:
 
 
 def save_shallow(folder: Path) -> Path:
-    """The shipped 6x6 model with the same weights but one cycle of one update a step: it needs more steps."""
+    """The shipped 6x6 model with the same weights but two updates a step in place of six: it needs more steps."""
     solver = loopwise.load("sudoku-6x6", slots=1, device="cpu")
     old = solver.reasoner
     config = dataclasses.replace(old.config, H_cycles=1, L_cycles=1)

@@ -38,7 +38,7 @@ def visit(service, browser):
     """Open the page. When the test ends, nothing may have been complained of, and no other host asked."""
     contexts, complaints, hosts = [], [], set()
 
-    def visit(query="", routes=(), refused=None, **options):
+    def visit(query="", routes=(), refused=None, ready="body[data-ready]", **options):
         size = {"width": 1280, "height": 900}
         context = browser.new_context(**{"viewport": size, "reduced_motion": "reduce"} | options)
         contexts.append(context)
@@ -50,7 +50,7 @@ def visit(service, browser):
         for pattern, answer in dict(routes).items():
             page.route(pattern, answer)
         page.goto(f"{service}/#{query}")
-        page.wait_for_selector("body[data-ready]")
+        page.wait_for_selector(ready)
         return page
 
     yield visit
@@ -388,6 +388,34 @@ def test_the_service_says_what_is_wrong_and_the_page_shows_it(visit, service):
     think(page)
     page.get_by_role("alert").filter(has_text="row 1 has the digit 5 twice").wait_for()
     assert 422 in refused
+
+
+def test_a_key_is_asked_for_and_shown(visit):
+    """Where the service wants a key the page asks for it, and shows it from then on."""
+
+    def guarded(route):
+        if route.request.headers.get("authorization") == "Bearer open sesame":
+            route.fallback()
+        else:
+            route.fulfill(status=401, json={"title": "Unauthorized", "detail": "show the key of this service"})
+
+    page = visit(routes={"**/v1/**": guarded}, refused=401, ready="#keyform:visible")
+    page.get_by_role("alert").filter(has_text="show the key of this service").wait_for()
+    page.get_by_label("This service asks for a key").fill("open sesame")
+    page.get_by_role("button", name="Use it").first.click()
+    page.wait_for_selector("body[data-ready]")
+    think(page)
+    page.wait_for_selector(SOLVED)
+
+
+def test_a_busy_service_says_when_to_come_again(visit):
+    """Where the queue is full the page says so, and after how many seconds to try again."""
+    full = {"title": "Too Many Requests", "detail": "all slots are taken"}
+    busy = {"**/v1/solve": lambda route: route.fulfill(status=429, json=full, headers={"Retry-After": "3"})}
+    page = visit(routes=busy, refused=429)
+    think(page)
+    page.get_by_text("all slots are taken Try again in 3 seconds.").wait_for()
+    assert page.get_by_role("button", name="Think", exact=True).is_enabled()
 
 
 def test_a_link_brings_the_puzzle_along(visit):

@@ -41,7 +41,7 @@ export async function asGif(runs, length, speed, progress) {
   const height = HEAD + BOARD + EDGE + strip + EDGE / 2;
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const ctx = canvas.getContext("2d", { willReadFrequently: true });
-  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red", "wall"];
+  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "wet-ink", "red", "wall"];
   const gif = new Gif(width, height, names.map((name) => channels(ctx, theme[name])));
   const last = Math.max(...runs.map((run) => run.track.last));
   const stride = Math.ceil(last / MOST_FRAMES);

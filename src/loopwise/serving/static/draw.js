@@ -7,7 +7,7 @@ const SERIF = '"Iowan Old Style", "Palatino Linotype", "URW Palladio L", P052, P
 /** The colours of the theme, as the style sheet has them. */
 export function colours() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "red", "wall"];
+  const names = ["page", "paper", "ink", "muted", "hair", "pen", "pen-two", "wet", "wet-ink", "red", "wall"];
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
@@ -33,6 +33,7 @@ export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, w
       token,
       given: time === 0 || isGiven(model, puzzle[at]),
       wet: time > 0 && frame.ages[at] < 4 ? [0.85, 0.45, 0.22, 0.1][frame.ages[at]] : 0,
+      fresh: time > 0 && frame.ages[at] === 0 && pen === theme.pen,
       wrong: broken.has(at),
       links: kind === "maze" ? linksOf(model, frame.tokens, at) : [],
     };
@@ -67,7 +68,7 @@ function drawSymbol(ctx, model, cell, pen, theme) {
   const { x, y, width, height, token } = cell;
   const symbol = model.symbols[token];
   if (!token || symbol === ".") return;
-  ctx.fillStyle = cell.wrong ? theme.red : cell.given ? theme.ink : pen;
+  ctx.fillStyle = cell.wrong ? theme.red : cell.given ? theme.ink : cell.fresh ? theme["wet-ink"] : pen;
   if (width < 14) {
     // Too small to be read: a mark that says that there is something.
     const side = width * (cell.given ? 0.5 : 0.62);
