@@ -13,8 +13,8 @@ __all__ = ["Bell"]
 class Bell:
     """Lets other threads have functions called in an event loop.
 
-    To wake the loop is a system call, during which another thread takes the interpreter and may keep it for
-    milliseconds; a step in which thirty puzzles end shall not pay that thirty times.
+    To wake the loop is a system call, during which another thread may take the interpreter and keep it for
+    milliseconds; a step in which thirty puzzles end shall not risk that thirty times.
     """
 
     def __init__(self) -> None:
