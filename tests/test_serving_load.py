@@ -360,8 +360,27 @@ def test_several_processes_share_the_work_and_replace_each_other(sorter):
         until(lambda: len(service.events("model ready")) == 3)
         until(lambda: gauge(service.client, "loopwise_ready") == 2)
         assert service.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
-        service.process.terminate()
+        service.process.send_signal(signal.SIGINT)
         assert service.process.wait(30) == 0
+        assert len(service.events("ended")) == 2
+
+
+def test_killed_processes_leave_the_port(sorter):
+    """Where the parent of several processes is killed they end too, and the port is free for the next service."""
+    with Process(str(sorter), "--slots", "2", "--workers", "2") as service:
+        service.ready()
+        service.process.kill()
+        service.process.wait(10)
+
+        def started() -> bool:
+            try:
+                with Process(str(sorter), "--slots", "2", port=service.port) as again:
+                    again.ready()
+                    return again.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
+            except AssertionError:  # the port is taken still
+                return False
+
+        until(started)
 
 
 def test_the_log_has_a_line_of_json_for_each_request(sorter):

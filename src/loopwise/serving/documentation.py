@@ -139,6 +139,8 @@ def describe_api(app: FastAPI) -> None:
                 [(kind, "validation") for kind in kinds], ref_template="#/components/schemas/{model}"
             )
             found.setdefault("components", {}).setdefault("schemas", {}).update(made["$defs"])
+            found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            found["security"] = [{}, {"key": []}]  # where the service has a key
             app.openapi_schema = found
         return app.openapi_schema
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client import multiprocess as several
 
 from loopwise.solving.solution import Solution
@@ -19,6 +19,7 @@ class Meters:
     """The metrics of one process; where there are several, each leaves its own in a folder and tells those of all."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # when a metric was first used, which nobody asks for
         self.registry = CollectorRegistry()
         shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         model = ["model"]

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -107,6 +108,8 @@ def _work(settings: Settings, listening: socket.socket) -> None:
     from loopwise.runtime import keep_freed_memory
     from loopwise.serving.server import serve
 
+    os.setpgrp()  # Ctrl-C is for the parent, which passes it on; twice would end this process at once
+    threading.Thread(target=_end_with_parent, name="loopwise parent", daemon=True).start()
     keep_freed_memory()
     # Several processes that each take all cores were measured to fight for them.
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
@@ -116,3 +119,11 @@ def _work(settings: Settings, listening: socket.socket) -> None:
         except LoopwiseError as error:
             log("cannot serve", reason=str(error))
             sys.exit(NO_MODEL)
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent is gone, killed: who starts it again wants the socket."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
