@@ -86,9 +86,11 @@ class Running:
 class Process:
     """A service in a process of its own, as `loopwise serve` runs it."""
 
-    def __init__(self, *arguments: str, port: int = 0) -> None:
+    def __init__(self, *arguments: str, port: int = 0, path: str = "") -> None:
+        """`path` is where it finds modules beside the usual places."""
         command = [sys.executable, "-m", "loopwise", "serve", *arguments, "--port", str(port)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), path])}
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         self.lines: list[str] = []
         first = self.process.stderr.readline()
         self.lines.append(first)

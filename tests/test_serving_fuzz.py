@@ -111,7 +111,7 @@ def test_no_case_of_the_document_is_an_error_of_the_server(service, path, mode):
         assert statuses[200] > CASES * SHARES[path] / 5
 
 
-def test_ten_thousand_misdeeds_leave_no_trace(service):
+def test_misdeeds_leave_no_trace(service):
     """Malformed heads and bodies, callers that are slow, go away or break off, sixteen at a time: nothing crashes, no
     response is 5xx, and in the end every slot is free, no connection and no file is open, and puzzles are solved.
     """

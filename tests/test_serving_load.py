@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -381,6 +382,23 @@ def test_killed_processes_leave_the_port(sorter):
                 return False
 
         until(started)
+
+
+def test_a_second_signal_ends_it_at_once(counting):
+    """Who asks twice does not wait for what is on its way, which is refused, and sees no traceback."""
+    tests = str(Path(__file__).parent)
+    options = ["--trust", "--max-steps", str(ENDLESS), "--drain-seconds", "60", "--max-seconds", "60"]
+    with Process(f"counting={counting}", *options, path=tests) as service:
+        service.ready()
+        busy = send(service, forever())
+        until(lambda: gauge(service.client, "loopwise_requests_running") == 1)
+        service.process.send_signal(signal.SIGINT)
+        until(lambda: service.events("draining"))
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(10) == 0
+        assert b" 503 " in everything(busy).split(b"\r\n")[0]
+        busy.close()
+        assert "Traceback" not in "".join(service.lines)
 
 
 def test_the_log_has_a_line_of_json_for_each_request(sorter):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,20 +33,12 @@ STATIC = Path(__file__).parent / "static"
 
 
 def make_app(settings: Settings) -> Guard:
-    """The application, guarded. Its models are loaded when the server starts it."""
+    """The application, guarded. Whoever runs it starts its `hosting`, which loads the models, and closes it."""
     hosting = Hosting(settings)
-
-    @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncIterator[None]:
-        hosting.start()
-        yield
-        await asyncio.to_thread(hosting.close)
-
     app = FastAPI(
         title="loopwise",
         version=loopwise.__version__,
         description="Puzzles solved by tiny recursive reasoners, step by step.",
-        lifespan=life,
         docs_url=None,  # they load code from other hosts
         redoc_url=None,
         redirect_slashes=False,

@@ -36,6 +36,10 @@ long, in which those that are open still hear that it ends.
 """
 
 
+HURRY = 0.2
+"""Seconds that remain for telling those who are refused, where a second signal has come."""
+
+
 class Connection(H11Protocol):
     """Closes a connection whose request does not come, or whose answer is not read, within `receive_seconds`."""
 
@@ -106,6 +110,20 @@ class Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         self.hosting.draining = True
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to load the models, and listen."""
+        self.hosting.start()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and end the engines; where there is hurry, they end with the process."""
+        if self.force_exit:
+            self.hosting.end_jobs("refused")
+            await asyncio.sleep(HURRY)
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await asyncio.to_thread(self.hosting.close)
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: measure, and see whether to end."""
         hosting, now = self.hosting, time.monotonic()
@@ -161,7 +179,7 @@ def make_server(guard: Guard) -> Server:
         guard,
         http=protocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
