@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import httpx
 import numpy as np
@@ -136,7 +137,7 @@ def test_steps_come_one_by_one(service):
 
 
 def test_a_trace_is_the_stream_in_one_piece(service):
-    """`trace` puts the same steps into the result, of several starts too."""
+    """`trace` puts the same steps into the result, of several starts too; what changed is told of each start's own."""
     asked = {"model": "sorter", "puzzle": [3, 1, 2], "starts": 3, "budget": 3, "seed": 2}
     (result,) = service.solve(**asked, trace=True).json()["results"]
     streamed = [data for name, data in events(service.solve(**asked, stream=True).text) if name == "step"]
@@ -146,6 +147,10 @@ def test_a_trace_is_the_stream_in_one_piece(service):
 
     assert sorted(result["trace"], key=order) == sorted(streamed, key=order)
     assert {step["start"] for step in streamed} == {0, 1, 2}
+    for start in range(3):
+        own = [np.array(step["tokens"]) for step in sorted(streamed, key=order) if step["start"] == start]
+        told = [step["changed"] for step in sorted(streamed, key=order) if step["start"] == start]
+        assert told == [[]] + [np.flatnonzero(new != old).tolist() for old, new in pairwise(own)]
     assert result["trace_complete"]
     assert result["single"]["start"] == 0
 

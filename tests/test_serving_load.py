@@ -14,6 +14,8 @@ import pytest
 
 from loopwise.cli import main
 from loopwise.errors import ConfigError
+from loopwise.serving.guard import read_body
+from loopwise.serving.problems import Problem
 from loopwise.serving.settings import Settings, name_models
 from service import ENDLESS, Process, Running, counting_folder, events, gauge, until
 
@@ -143,6 +145,21 @@ def test_a_body_that_is_too_large_is_refused(service):
     )
     assert response.status_code == 413
     assert service.solve(puzzle=[1, 1]).status_code == 200
+
+
+def test_what_is_too_large_is_not_kept(service):
+    """Of a body that is too large, no more is held than of the largest that is allowed."""
+    held = []
+
+    async def receive():
+        held.append(service.hosting.bytes_held)
+        return {"type": "http.request", "body": b" " * 4000, "more_body": len(held) < 20}
+
+    scope = {"headers": [(b"content-type", b"application/json")]}
+    with pytest.raises(Problem, match="10000 bytes"):
+        asyncio.run(read_body(scope, receive, service.hosting))
+    assert max(held) == 8000
+    assert service.hosting.bytes_held == 0
 
 
 def test_what_callers_send_and_never_finish_is_bounded(service, monkeypatch):
