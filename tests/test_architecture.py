@@ -27,7 +27,7 @@ LAYERS = (
     ("checkpoint",),
     ("training", "solving"),
     ("evaluation", "export", "modelcard", "models", "published"),
-    ("plots",),
+    ("plots", "serving"),
     ("runs",),
     ("estimate", "recipes"),
     ("comparison", "results"),

@@ -20,6 +20,7 @@ from loopwise.solving.budgets import Halted, Seconds, Steps
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
 from loopwise.tasks.sorting import Sorting, SortingConfig
+from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 
 ENDLESS = Steps(10**9)
 
@@ -272,3 +273,51 @@ def test_a_negative_queue_is_refused():
     """A queue has room for no puzzle, or for some."""
     with pytest.raises(ConfigError, match="max_waiting"):
         Solver(counting_model(), max_waiting=-1)
+
+
+def test_the_steps_of_a_puzzle_can_be_watched(solver):
+    """`watch` is shown every step of every start, from the puzzle's own side; the answers are those without it."""
+    seen = []
+    watched = solver.begin([3, 1], Steps(5), watch=seen.append).result()
+    assert [(glimpse.start, glimpse.step, glimpse.answer.tolist()) for glimpse in seen] == [
+        (0, step, [min(step, 3)] * 2) for step in range(1, 6)
+    ]
+    assert all(glimpse.logits is not None and glimpse.residual >= 0 for glimpse in seen)
+    (alone,) = solver.solve([[3, 1]], Steps(5))
+    assert (watched.answer, watched.steps, watched.halt_probability) == (
+        alone.answer,
+        alone.steps,
+        alone.halt_probability,
+    )
+
+
+def test_a_view_is_watched_from_the_puzzles_own_side():
+    """Where a start sees the puzzle in another symmetry, its steps are told without, and have no logits."""
+    task = Sudoku(SudokuConfig(box="2x2"))
+    reasoner = TRM(TRMConfig(hidden_size=16, num_heads=2, registers=1, width_multiple=8), task.spec)
+    model = Model(task=task, reasoner=reasoner, gradient=LastCycle(), halting=Correctness(HaltingConfig(max_steps=4)))
+    with Solver(model, slots=4, device="cpu") as solver:
+        seen = []
+        solution = solver.begin(
+            "1...............", 3, starts=Starts(count=3, views=True, select=("first",)), watch=seen.append
+        ).result()
+    last = {glimpse.start: glimpse for glimpse in seen if glimpse.step == 3}
+    assert set(last) == {0, 1, 2}
+    assert last[0].answer.tolist() == solution.tokens.tolist()
+    assert [last[start].logits is None for start in range(3)] == [False, True, True]
+
+
+def test_the_load_is_told(solver):
+    """How many passes are in slots and wait is told while they do, and is nothing again in the end."""
+
+    async def scenario():
+        assert solver.load == (0, 0, 0)
+        tasks = [asyncio.create_task(solver.submit([30, 1], ENDLESS)) for _ in range(5)]
+        await until(lambda: solver.load == (3, 2, 3))
+        for task in tasks:
+            task.cancel()
+        await until(lambda: solver.load == (0, 0, 0))
+        solution = await solver.submit([2, 1])
+        assert 0 <= solution.waited <= solution.first_step <= solution.seconds
+
+    asyncio.run(scenario())

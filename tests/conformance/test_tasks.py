@@ -354,3 +354,18 @@ def test_metadata(case):
                 assert restored.format(answer, like) == case.task.format(answer, like)
         assert restored.verify(inputs, answer) == case.task.verify(inputs, answer)
         assert restored.render(answer, inputs) == case.task.render(answer, inputs)
+
+
+def test_what_breaks_a_rule_is_pointed_at(case: Case) -> None:
+    """A right answer has no violations; of a wrong one, they are positions of the puzzle, and rules that can tell which
+    reject it.
+    """
+    task = case.task
+    rng = np.random.default_rng(0)
+    for inputs, answer in case.pairs():
+        assert task.violations(inputs, answer) == []
+        wrong = rng.integers(0, task.spec.vocab_size, len(answer), dtype=np.int32)
+        found = task.violations(inputs, wrong)
+        assert found == sorted(set(found))
+        assert all(type(position) is int and 0 <= position < len(inputs) for position in found)
+        assert not (found and task.verify(inputs, wrong))

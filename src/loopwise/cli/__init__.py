@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a reasoner on a task",
     "solve": "solve puzzles with a trained model",
     "trace": "watch a model think, in numbers and as a plot",
+    "serve": "serve trained models over HTTP, with a page that shows them think",
     "eval": "measure a trained model on held-out puzzles",
     "compare": "train families side by side and write a table",
     "estimate": "say what a run will cost: FLOPs, memory and time on this machine",

@@ -58,6 +58,10 @@ class Progress:
     """|new - old| / |new| of the state over the last step; computed where it is needed."""
     seconds: float = 0.0
     """Since the puzzle arrived, waiting included."""
+    waited: float = 0.0
+    """Seconds from its arrival to its slot."""
+    first_step: float = 0.0
+    """Seconds from its arrival to the end of its first step."""
     flops: float = 0.0
     """Spent on it; counted where it is needed."""
     check: Callable[[Tokens], bool | None] = lambda answer: None
@@ -75,6 +79,8 @@ class Progress:
         """Note a step."""
         self.steps += 1
         self.answer, self.halt_probability, self.unchanged, self.seconds = answer, halt_probability, unchanged, seconds
+        if self.steps == 1:
+            self.first_step = seconds
         if not unchanged:
             self._verdict = None
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from loopwise.checkpoint import Model
 from loopwise.errors import DeadlineError
@@ -60,6 +61,11 @@ class Engine:
         return sum(map(len, self._queues.values()))
 
     @property
+    def open_slots(self) -> int:
+        """Slots of all lengths that have some now."""
+        return self.slots * len(self._lanes)
+
+    @property
     def hungry(self) -> bool:
         """Whether a lane has a slot that no waiting pass will take."""
         passes = {length: lane.active for length, lane in self._lanes.items()}
@@ -75,10 +81,11 @@ class Engine:
         check: Callable[[Tokens], bool | None] = lambda answer: None,
         noise: Noise | None = None,
         needs_residual: bool = False,
+        watch: Callable[[Progress, Tensor], None] | None = None,
         arrival: float | None = None,
         key: Any = None,
     ) -> Pass:
-        """Let a puzzle [L] wait for a slot. `check` says what the rules think of an answer [L]."""
+        """Let a puzzle [L] wait for a slot. `check` is what the rules say of an answer [L]; for `watch` see Pass."""
         needs = budget.needs
         work = Pass(
             tokens=tokens,
@@ -91,6 +98,7 @@ class Engine:
             needs_residual=needs_residual or "residual" in needs,
             has_deadline="seconds" in needs,
             step_flops=self.step_flops(len(tokens)) if "flops" in needs else 0.0,
+            watch=watch,
         )
         self._submitted += 1
         self._queues.setdefault(len(tokens), deque()).append(work)
@@ -124,7 +132,11 @@ class Engine:
         fresh: list[Pass] = []
         while queue and queue[0].number < barrier and lane.active + len(fresh) < self.slots:
             fresh.append(queue.popleft())
-        lane.admit(fresh)
+        if fresh:
+            now = self.clock()
+            for work in fresh:
+                work.progress.waited = now - work.arrival
+            lane.admit(fresh)
         if lane.active:
             ended += lane.advance(self.clock)
         self._tidy(length)

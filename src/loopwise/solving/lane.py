@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from loopwise.checkpoint import Model
 from loopwise.errors import SolvingError
@@ -52,6 +53,8 @@ class Pass:
     has_deadline: bool
     step_flops: float
     """What a step costs, where the budget asks."""
+    watch: Callable[[Progress, Tensor], None] | None = None
+    """Is shown every step: how far the pass is, and the logits [L, V] of its answer. Must not raise nor keep either."""
     most_steps: float = math.inf
     """It is cancelled after so many steps, where its budget has not stopped it until then."""
     slot: int | None = None
@@ -110,6 +113,8 @@ class Lane:
             progress.flops = progress.steps * work.step_flops
             if residuals is not None:
                 progress.residual = float(residuals[slot])
+            if work.watch is not None and finite[slot]:
+                work.watch(progress, prediction.logits[slot])
             if not finite[slot]:
                 work.error = SolvingError(
                     f"the network's numbers are not finite after step {progress.steps}; "

@@ -31,6 +31,8 @@ class Service:
         self._pending: set[Answer] = set()
         self._requests: dict[Answer, Request] = {}  # the thread's own
         self._closed = False
+        self.load = (0, 0, 0)
+        """(passes in slots, passes that wait for one, slots there are) after the last step; lengths have slots each."""
         self._thread = threading.Thread(target=self._run, name="loopwise solver", daemon=True)
         self._thread.start()
 
@@ -81,10 +83,12 @@ class Service:
                     future = cast(Answer, work.key)
                     if self._requests[future].ended(work):
                         _settle(future, _result(self._requests.pop(future)))
+                self.load = (self.engine.active, self.engine.waiting, self.engine.open_slots)
         except BaseException as error:  # such as a device without memory; those who wait shall hear of it
             reason = error
         with self._wake:
             self._closed = True
+            self.load = (0, 0, 0)
             pending = list(self._pending)
         for future in pending:
             _settle(future, reason)

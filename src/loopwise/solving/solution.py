@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from loopwise.errors import SolvingError
-from loopwise.solving.budgets import Budget
+from loopwise.solving.budgets import Budget, Progress
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
 from loopwise.solving.lane import CANCELLED, Pass
 from loopwise.solving.starts import Candidate, Starts, choose
-from loopwise.tasks.base import Inverse
+from loopwise.tasks.base import Inverse, identity
 from loopwise.types import Json, Tokens
 
-__all__ = ["Request", "Solution"]
+__all__ = ["Glimpse", "Request", "Solution"]
+
+
+class Glimpse(NamedTuple):
+    """What one start of a puzzle proposes after one of its steps."""
+
+    start: int
+    step: int  # from 1
+    answer: Tokens  # [L], seen from the puzzle itself
+    halt_probability: float
+    residual: float
+    logits: Tensor | None  # [L, V], to be read at once; None where the start sees another view of the puzzle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,10 @@ class Solution:
     """Number of the start that it comes from; 0 is the single pass."""
     total_steps: int
     """Supervision steps of all starts together."""
+    waited: float = 0.0
+    """Seconds from the puzzle's arrival until its single pass had a slot."""
+    first_step: float = 0.0
+    """Seconds from the puzzle's arrival to the end of the first step of its single pass."""
     single: Solution | SolvingError | None = None
     """With several starts, what the single pass alone has come to."""
 
@@ -68,6 +85,7 @@ class Request:
         *,
         key: Any,
         arrival: float | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
     ) -> None:
         self._engine = engine
         self._puzzle = puzzle
@@ -82,7 +100,8 @@ class Request:
                 budget,
                 check=partial(_check, checker, puzzle, inverse),
                 noise=starts.noise(start),
-                needs_residual="residual" in starts.select,
+                needs_residual="residual" in starts.select or watch is not None,
+                watch=None if watch is None else partial(_show, watch, start, inverse),
                 arrival=self._arrival,
                 key=key,
             )
@@ -142,6 +161,8 @@ class Request:
             residual=work.progress.residual if work.needs_residual else None,
             seconds=self._engine.clock() - self._arrival,
             total_steps=work.progress.steps,
+            waited=self._passes[0].progress.waited,
+            first_step=self._passes[0].progress.first_step,
         )
 
     def _answer(self, start: int) -> Tokens:
@@ -159,3 +180,18 @@ def _finished(work: Pass) -> bool:
 def _check(checker: Checker, puzzle: Tokens, inverse: Inverse, answer: Tokens) -> bool | None:
     """What the rules say of an answer [L] to a view of the puzzle."""
     return checker(puzzle, inverse(answer))
+
+
+def _show(watch: Callable[[Glimpse], None], start: int, inverse: Inverse, progress: Progress, logits: Tensor) -> None:
+    """Tell what a start proposes now. An inverse knows the way back of tokens alone, not of what belongs to them."""
+    assert progress.answer is not None
+    watch(
+        Glimpse(
+            start=start,
+            step=progress.steps,
+            answer=inverse(progress.answer),
+            halt_probability=progress.halt_probability,
+            residual=progress.residual,
+            logits=logits if inverse is identity else None,
+        )
+    )

@@ -27,8 +27,8 @@ from loopwise.solving.budgets import Budget, Halted, Steps, Verified
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
 from loopwise.solving.lane import computed_rows, read_prediction
-from loopwise.solving.service import Service
-from loopwise.solving.solution import Request, Solution
+from loopwise.solving.service import Answer, Service
+from loopwise.solving.solution import Glimpse, Request, Solution
 from loopwise.solving.starts import Starts, as_starts
 from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
@@ -170,6 +170,20 @@ class Solver:
         Cancelling the task frees the slot. Raises PuzzleError or SolvingError where there is no answer, and
         QueueFullError where `max_waiting` puzzles wait already.
         """
+        return await asyncio.wrap_future(self.begin(puzzle, budget, starts=starts))
+
+    def begin(
+        self,
+        puzzle: Json,
+        budget: BudgetLike | None = None,
+        *,
+        starts: int | Starts = 1,
+        watch: Callable[[Glimpse], None] | None = None,
+    ) -> Answer:
+        """As `submit`, for callers without an event loop: the answer is a future, and cancelling it frees the slot.
+
+        `watch` is shown every step of every start, in the thread that steps: it must be quick, and must not raise.
+        """
         tokens = self.read(puzzle)
         arguments = (
             tokens,
@@ -180,9 +194,15 @@ class Solver:
         )
         service = self._running()
         arrival = service.engine.clock()
-        return await asyncio.wrap_future(
-            service.submit(lambda future: Request(service.engine, *arguments, key=future, arrival=arrival))
+        return service.submit(
+            lambda future: Request(service.engine, *arguments, key=future, arrival=arrival, watch=watch)
         )
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """Of what was submitted: (passes in slots, passes that wait for one, slots that are computed now)."""
+        service = self._service
+        return (0, 0, 0) if service is None else service.load
 
     def close(self) -> None:
         """End the thread of `submit`, where there is one; puzzles on their way get a SolvingError."""

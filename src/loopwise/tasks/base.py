@@ -93,6 +93,10 @@ class Task(ABC, Generic[C]):
         """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules; None where they cannot decide."""
         return None
 
+    def violations(self, inputs: Tokens, answer: Tokens) -> list[int]:
+        """Positions of `answer` [L] that break a rule of the puzzle `inputs` [L]; none where that cannot be told."""
+        return []
+
     @abstractmethod
     def parse(self, value: Json) -> Tokens:
         """Read one puzzle [L] from a string, a list or a grid (list of lists).

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Inverse, Task, TaskConfig
@@ -123,6 +124,10 @@ class Maze(Task[MazeConfig]):
         """Whether `answer` [L] is the maze with exactly one shortest path marked, whichever."""
         return is_solution(inputs, answer)
 
+    def violations(self, inputs: Tokens, answer: Tokens) -> list[int]:
+        """Cells that the maze has otherwise, and marked ones through which no shortest path leads."""
+        return [int(cell) for cell in np.flatnonzero(self._wrong(inputs, answer))]
+
     def parse(self, value: Json) -> Tokens:
         """Read a maze [L] from a string, a list of symbols or a list of rows, each of these a string or a list.
 
@@ -157,7 +162,7 @@ class Maze(Task[MazeConfig]):
         """
         wrong = changed = np.zeros(len(answer), dtype=np.bool_)
         if puzzle is not None:
-            wrong = np.where(answer == PATH, ~on_shortest(puzzle), answer != puzzle)
+            wrong = self._wrong(puzzle, answer)
         if previous is not None:
             changed = answer != previous
         styles = {WALL: "dim", START: "bold", GOAL: "bold", PATH: "cyan"}
@@ -168,6 +173,10 @@ class Maze(Task[MazeConfig]):
                 pieces.append(("\n", ""))
             pieces.append((SYMBOLS[token - 1] if token else HOLE, " ".join(filter(None, style))))
         return paint(pieces)
+
+    def _wrong(self, inputs: Tokens, answer: Tokens) -> npt.NDArray[np.bool_]:
+        """Cells [L] that the maze has otherwise, and marked ones through which no shortest path leads."""
+        return np.where(answer == PATH, ~on_shortest(inputs), answer != inputs)
 
     def _symbols(self, value: Json) -> Sequence[Any]:
         """The n * n symbols of a maze that somebody has written, whatever they are."""

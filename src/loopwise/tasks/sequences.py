@@ -121,6 +121,10 @@ class NumberTask(Task[C]):
         """Whether the answer [L] is the one that the rule gives."""
         return bool(np.array_equal(self.solution(inputs), answer))
 
+    def violations(self, inputs: Tokens, answer: Tokens) -> list[int]:
+        """Positions where the answer [L] is not the one that the rule gives."""
+        return [int(position) for position in np.flatnonzero(self.solution(inputs) != answer)]
+
     def parse(self, value: Json) -> Tokens:
         """Read `3 1 2`, `3,1,2`, `[3, 1, 2]` or a list, of any length, into tokens [n]."""
         example = "write numbers such as 1 0 1 or [1, 0, 1]"

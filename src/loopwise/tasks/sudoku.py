@@ -134,6 +134,11 @@ class Sudoku(Task[SudokuConfig]):
             return False
         return bool(is_solution(self.board, answer - 1))
 
+    def violations(self, inputs: Tokens, answer: Tokens) -> list[int]:
+        """Cells that share their digit with another of a row, column or box, or differ from their given."""
+        given = inputs > BLANK
+        return [int(cell) for cell in np.flatnonzero(self._broken(answer) | (given & (answer != inputs)))]
+
     def parse(self, value: Json) -> Tokens:
         """Read a puzzle [L] from a string, a flat list or a grid.
 

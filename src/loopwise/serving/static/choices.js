@@ -1,0 +1,83 @@
+// The sentence at the top: which task, which models, how long, from how many starts.
+
+import { count } from "./run.js";
+
+const STEPS = [8, 16, 32, 64, 128];
+
+/** Fill the sentence's lists, as the address `wanted` says, and keep them in step with each other. */
+export function chooser({ models, limits }, tasks, wanted, { changed }) {
+  const list = (id) => document.getElementById(id);
+  const [task, model, rival, stop, steps, starts] = ["task", "model", "rival", "stop", "steps", "starts"].map(list);
+  const named = (name) => models.find((one) => one.name === name);
+  const names = [...new Set(models.map((one) => one.task))];
+  if (!names.length) throw new Error("This service has no model yet.");
+
+  const fill = (select, options, chosen) => {
+    select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
+    if (options.some(([value]) => String(value) === String(chosen))) select.value = chosen;
+  };
+  const fillModels = (chosen) => {
+    const own = models.filter((one) => one.task === task.value);
+    fill(model, own.map((one) => [one.name, one.name]), chosen);
+    fillRivals(rival.value);
+    const summary = tasks.find((one) => one.name === task.value)?.summary;
+    task.title = summary ?? "";
+  };
+  const fillRivals = (chosen) => {
+    const now = named(model.value);
+    const form = (one) => JSON.stringify([one.task, one.symbols, one.any_length && now.any_length ? 0 : one.shape]);
+    const others = models.filter((one) => one !== now && form(one) === form(now));
+    fill(rival, [["", "no other"], ...others.map((one) => [one.name, one.name])], chosen);
+    list("beside").hidden = others.length === 0;
+  };
+  const fillSteps = (chosen) => {
+    const trained = named(model.value).trained_steps ?? 16;
+    const all = [...new Set([...STEPS, trained, Number(chosen)])]
+      .filter((n) => n > 0 && n <= (limits?.max_steps ?? n))
+      .sort((a, b) => a - b);
+    fill(steps, all.map((n) => [n, n === trained ? `${n} steps, as trained` : count(n, "step")]), chosen);
+  };
+
+  for (const option of starts.options) option.hidden = option.disabled = option.value > (limits?.max_starts ?? Infinity);
+  const first = named(wanted.get("model")) ?? models[0];
+  fill(task, names.map((name) => [name, name.replaceAll("-", " ")]), first.task);
+  fillModels(first.name);
+  fillRivals(wanted.get("rival"));
+  fillSteps(wanted.get("steps") ?? 64);
+  for (const [select, key] of [[stop, "stop"], [starts, "starts"]]) {
+    if ([...select.options].some((option) => option.value === wanted.get(key))) select.value = wanted.get(key);
+  }
+
+  task.addEventListener("change", () => {
+    fillModels();
+    fillSteps(steps.value);
+    changed("model");
+  });
+  model.addEventListener("change", () => {
+    fillRivals(rival.value);
+    fillSteps(steps.value);
+    changed("model");
+  });
+  rival.addEventListener("change", () => changed("model"));
+  for (const select of [stop, steps, starts]) select.addEventListener("change", () => changed("budget"));
+
+  return {
+    model: () => named(model.value),
+    models: () => [named(model.value), named(rival.value)].filter(Boolean),
+    starts: () => Number(starts.value),
+    /** The budget as the service reads it. */
+    budget: () => ({ solved: "verified|halted|", whole: "verified|", sure: "halted|", end: "" })[stop.value] + `steps=${steps.value}`,
+    /** Ask for so many steps, whatever the model believes. */
+    extend: (number) => {
+      stop.value = "end";
+      fillSteps(number);
+    },
+    asText: () => ({
+      model: model.value,
+      ...(rival.value && { rival: rival.value }),
+      stop: stop.value,
+      steps: steps.value,
+      starts: starts.value,
+    }),
+  };
+}

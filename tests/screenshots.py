@@ -1,0 +1,81 @@
+"""Draws docs/images: a picture of each view of the page, in a real browser. Run scripts/screenshots."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from browser import LONG, SHORT, browsing, save_shallow, serving
+
+DESKTOP = {"width": 1120, "height": 860}
+PHONE = {"width": 390, "height": 844}
+# name: address, step that is shown, and what is unusual about the window
+VIEWS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "page": (f"model=sudoku-6x6&puzzle={LONG}", 12, {}),
+    "page-dark": (f"model=sudoku-6x6&puzzle={LONG}", 25, {"color_scheme": "dark"}),
+    "page-compare": (f"model=sudoku-6x6&rival=shallow&puzzle={SHORT}", 3, {}),
+    "page-starts": (f"model=sudoku-6x6&starts=16&puzzle={LONG}", 2, {"color_scheme": "dark"}),
+    "page-sorting": ("model=sorting&puzzle=3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3", 1, {}),
+    "page-rolling-sum": ("model=rolling-sum", 6, {"color_scheme": "dark"}),
+    "page-maze": ("model=maze", 3, {}),
+    "page-phone": (f"model=sudoku-6x6&puzzle={LONG}", 7, {"viewport": PHONE, "device_scale_factor": 2}),
+}
+
+
+def main(folder: Path, *more_models: str) -> None:
+    """Write the pictures; views of models that are not served are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        shallow = save_shallow(Path(temporary) / "shallow")
+        served = ["sudoku-6x6", f"shallow={shallow}", "sorting", "rolling-sum", *more_models]
+        with serving(*served) as address, browsing() as browser:
+            save_gif(browser, f"{address}/#model=sudoku-6x6&puzzle={LONG}", folder / "thinking.gif")
+            for name, (query, step, options) in VIEWS.items():
+                model = query.removeprefix("model=").split("&")[0]
+                if model in [word.split("=")[0] for word in served]:
+                    draw(browser, f"{address}/#{query}", step, options, folder / f"{name}.png")
+
+
+def save_gif(browser: Any, address: str, file: Path) -> None:
+    """The GIF that the page itself makes of a run."""
+    context = browser.new_context(viewport=DESKTOP, reduced_motion="reduce", color_scheme="dark")
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    page.click("#think")
+    page.wait_for_selector(".side[data-state=solved]", timeout=120_000)
+    with page.expect_download() as download:
+        page.click("#gif")
+    download.value.save_as(file)
+    context.close()
+    print(file, file.stat().st_size)
+
+
+def draw(browser: Any, address: str, step: int, options: dict[str, Any], file: Path) -> None:
+    """Open the page, let it think to the end, go back to a step, and take a picture."""
+    context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce"} | options)
+    page = context.new_page()
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    page.select_option("#speed", "30")
+    page.click("#think")
+    page.wait_for_selector("body[data-thinking=false]", timeout=120_000)
+    page.focus("#timeline")
+    page.keyboard.press("Home")
+    for _ in range(step):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(800)
+    page.locator("#timeline").blur()
+    page.mouse.move(0, 0)
+    page.screenshot(path=file, full_page=True)
+    context.close()
+    with Image.open(file) as picture:
+        small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    small.save(file, optimize=True)
+    print(file, file.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
