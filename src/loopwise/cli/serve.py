@@ -46,6 +46,8 @@ class Arguments:
     """Further names by which requests may address the service, where there is no key (behind a proxy, say)."""
     workers: int = 1
     """Processes, each with all models and slots of its own."""
+    threads: int = 0
+    """CPU threads of the engines of a process; 0: all cores but one, shared among the processes."""
     slots: int = 64
     """Passes that a model works on side by side, in each process."""
     max_waiting: int = 1024

@@ -10,6 +10,7 @@ import time
 from types import FrameType
 from typing import Any
 
+import torch
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -192,6 +193,8 @@ def make_server(guard: Guard) -> Server:
 
 def serve(settings: Settings, listening: socket.socket) -> None:
     """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+    # HTTP needs a core too: with all of them taken by the engines, both were measured to be slower (docs/serving.md).
+    torch.set_num_threads(settings.threads or max(1, (torch.get_num_threads() - 1) // settings.workers))
     _allow_connections()
     server = make_server(make_app(settings))
     server.run(sockets=[listening])

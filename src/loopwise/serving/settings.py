@@ -24,6 +24,8 @@ class Settings:
     hosts: tuple[str, ...] = ()
     """Further names under which the service may be addressed, where there is no key."""
     workers: int = 1
+    threads: int = 0
+    """CPU threads of the engines of a process; 0: those of torch but one, shared among the processes."""
     slots: int = 64
     """Of each model, in each process."""
     max_waiting: int = 1024
@@ -52,6 +54,7 @@ class Settings:
         """The same settings. Raises ConfigError where they make no sense, or would be open to strangers."""
         least = {
             "workers": 1,
+            "threads": 0,
             "slots": 1,
             "max_waiting": 0,
             "max_puzzles": 1,

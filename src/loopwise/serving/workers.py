@@ -103,16 +103,12 @@ class Workers:
 
 def _work(settings: Settings, listening: socket.socket) -> None:
     """One process."""
-    import torch
-
     from loopwise.runtime import keep_freed_memory
     from loopwise.serving.server import serve
 
     os.setpgrp()  # Ctrl-C is for the parent, which passes it on; twice would end this process at once
     threading.Thread(target=_end_with_parent, name="loopwise parent", daemon=True).start()
     keep_freed_memory()
-    # Several processes that each take all cores were measured to fight for them.
-    torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
     with to_standard_error():
         try:
             serve(settings, listening)
