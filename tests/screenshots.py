@@ -16,8 +16,7 @@ VIEWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "page": (f"model=sudoku-6x6&puzzle={LONG}", 12, {}),
     "page-dark": (f"model=sudoku-6x6&puzzle={LONG}", 25, {"color_scheme": "dark"}),
     "page-compare": (f"model=sudoku-6x6&rival=shallow&puzzle={SHORT}", 3, {}),
-    "page-starts": (f"model=sudoku-6x6&starts=16&puzzle={LONG}", 2, {"color_scheme": "dark"}),
-    "page-sorting": ("model=sorting&puzzle=3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3", 1, {}),
+    "page-starts": (f"model=sudoku-6x6&starts=16&puzzle={LONG}", 1, {"color_scheme": "dark"}),
     "page-rolling-sum": ("model=rolling-sum", 6, {"color_scheme": "dark"}),
     "page-maze": ("model=maze", 3, {}),
     "page-phone": (f"model=sudoku-6x6&puzzle={LONG}", 7, {"viewport": PHONE, "device_scale_factor": 2}),
@@ -72,8 +71,9 @@ def draw(browser: Any, address: str, step: int, options: dict[str, Any], file: P
     page.screenshot(path=file, full_page=True)
     context.close()
     with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
-    small.save(file, optimize=True)
+        full = picture.convert("RGB")
+    palette = full.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)  # washes without rings
     print(file, file.stat().st_size)
 
 
