@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from browser import LONG, SHORT, browsing, save_shallow, serving
 
 DESKTOP = {"width": 1120, "height": 860}
 PHONE = {"width": 390, "height": 844}
+FREQUENT = 16  # colours of a picture that are kept exactly
 # name: address, step that is shown, and what is unusual about the window
 VIEWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "page": (f"model=sudoku-6x6&puzzle={LONG}", 12, {}),
@@ -71,10 +73,23 @@ def draw(browser: Any, address: str, step: int, options: dict[str, Any], file: P
     page.screenshot(path=file, full_page=True)
     context.close()
     with Image.open(file) as picture:
-        full = picture.convert("RGB")
-    palette = full.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
-    full.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)  # washes without rings
+        shrink(picture.convert("RGB")).save(file, optimize=True)
     print(file, file.stat().st_size)
+
+
+def shrink(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours: the most frequent as they are, others dithered, so that washes have no rings."""
+    frequent = [colour for _, colour in sorted(picture.getcolors(1 << 24), reverse=True)[:FREQUENT]]
+    others = picture.quantize(256 - FREQUENT, Image.Quantize.MAXCOVERAGE, kmeans=2).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*np.ravel(frequent).tolist(), *others[: 3 * (256 - FREQUENT)]])
+    small = np.array(picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    pixels = np.array(picture)
+    for index, colour in enumerate(frequent):
+        small[(pixels == colour).all(axis=2)] = index  # Pillow is content with one that is close
+    exact = Image.fromarray(small)
+    exact.putpalette(palette.getpalette())
+    return exact
 
 
 if __name__ == "__main__":
