@@ -5,19 +5,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from browser import LONG, SHORT, browsing, save_shallow, serving
 
 DESKTOP = {"width": 1120, "height": 860}
 PHONE = {"width": 390, "height": 844}
+FREQUENT = 16  # colours of a picture that are kept exactly
 # name: address, step that is shown, and what is unusual about the window
 VIEWS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "page": (f"model=sudoku-6x6&puzzle={LONG}", 12, {}),
     "page-dark": (f"model=sudoku-6x6&puzzle={LONG}", 25, {"color_scheme": "dark"}),
     "page-compare": (f"model=sudoku-6x6&rival=shallow&puzzle={SHORT}", 3, {}),
-    "page-starts": (f"model=sudoku-6x6&starts=16&puzzle={LONG}", 2, {"color_scheme": "dark"}),
-    "page-sorting": ("model=sorting&puzzle=3 1 4 1 5 9 2 6 5 3 5 8 9 7 9 3", 1, {}),
+    "page-starts": (f"model=sudoku-6x6&starts=16&puzzle={LONG}", 1, {"color_scheme": "dark"}),
     "page-rolling-sum": ("model=rolling-sum", 6, {"color_scheme": "dark"}),
     "page-maze": ("model=maze", 3, {}),
     "page-phone": (f"model=sudoku-6x6&puzzle={LONG}", 7, {"viewport": PHONE, "device_scale_factor": 2}),
@@ -72,9 +73,23 @@ def draw(browser: Any, address: str, step: int, options: dict[str, Any], file: P
     page.screenshot(path=file, full_page=True)
     context.close()
     with Image.open(file) as picture:
-        small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
-    small.save(file, optimize=True)
+        shrink(picture.convert("RGB")).save(file, optimize=True)
     print(file, file.stat().st_size)
+
+
+def shrink(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours: the most frequent as they are, others dithered, so that washes have no rings."""
+    frequent = [colour for _, colour in sorted(picture.getcolors(1 << 24), reverse=True)[:FREQUENT]]
+    others = picture.quantize(256 - FREQUENT, Image.Quantize.MAXCOVERAGE, kmeans=2).getpalette()
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*np.ravel(frequent).tolist(), *others[: 3 * (256 - FREQUENT)]])
+    small = np.array(picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
+    pixels = np.array(picture)
+    for index, colour in enumerate(frequent):
+        small[(pixels == colour).all(axis=2)] = index  # Pillow is content with one that is close
+    exact = Image.fromarray(small)
+    exact.putpalette(palette.getpalette())
+    return exact
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def think(page, **choices):
 def at_the_end(page):
     """Wait until all steps are there and have been played."""
     page.wait_for_selector("body[data-thinking=false]")
-    page.wait_for_selector("#more:enabled")
+    page.wait_for_selector("#more[aria-disabled=false]")
 
 
 def test_a_puzzle_is_entered_by_keyboard_and_its_steps_arrive_one_by_one(visit):
@@ -228,6 +228,27 @@ def test_it_keeps_thinking_beyond_the_trained_depth(visit):
     assert shown(page) == after_16
 
 
+def test_it_stops_where_the_service_does(visit):
+    """More steps than the service allows are asked for neither by a link nor by thinking on; the step that solved the
+    puzzle is told, however long it thought after it."""
+    model = canned("sudoku", ["", *".1234"], [4, 4], box="2x2", max_steps=24)
+    solved = [int(digit) + 1 for digit in "1234341221434321"]
+    steps = [[1] * 16, *[solved] * 23]
+    budgets = []
+
+    def answer(route):
+        budgets.append(route.request.post_data_json["budget"])
+        answer_with(steps, verified=[False, *[True] * 23])(route)
+
+    page = visit("steps=5000", routes=model | {"**/v1/solve": answer} | puzzle_of("." * 16))
+    assert page.locator("#steps").input_value() == "24"
+    think(page, stop="end")
+    page.wait_for_selector(SOLVED)
+    assert budgets == ["steps=24"]
+    assert page.locator(".phrase").inner_text() == "Solved in 2 steps."
+    assert page.locator("#more").get_attribute("aria-disabled") == "true"
+
+
 def test_two_models_are_compared_side_by_side(visit):
     """Both work on the same puzzle, each on its own board, under one clock."""
     page = visit(f"model=sudoku-6x6&puzzle={SHORT}")
@@ -316,6 +337,23 @@ def test_a_bar_is_drawn_with_the_pointer(visit):
     box = page.get_by_role("gridcell").nth(2).bounding_box()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 6)
     assert shown(page)[2] == "9"
+    think(page)
+    page.wait_for_selector(SOLVED)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 6)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 2, steps=4)
+    page.mouse.up()
+    assert shown(page)[2] == "0"
+
+
+def test_clearing_keeps_the_length(visit):
+    """A row that was made longer stays as long when it is cleared."""
+    page = visit("model=sorting")
+    before = len(shown(page))
+    for _ in range(2):
+        page.get_by_role("button", name="longer").click()
+    page.get_by_role("button", name="Clear").click()
+    assert shown(page) == "0" * (before + 8)
 
 
 def test_random_and_hard_puzzles_are_drawn(visit):
@@ -328,10 +366,34 @@ def test_random_and_hard_puzzles_are_drawn(visit):
         until(page, lambda before=before: shown(page) != before)
         found.add(shown(page))
     assert len(found) == 4
-    page.wait_for_selector("#hard:enabled")
+    page.wait_for_selector("#hard[aria-disabled=false]")
     think(page)
     page.wait_for_selector(SOLVED)
     assert step(page) > 1
+
+
+def test_a_puzzle_that_comes_late_is_dropped(visit):
+    """Who types while another puzzle is being drawn keeps what was typed; a service that is not ready is asked anew."""
+    asked = []
+
+    def slow(route):
+        asked.append(route)
+        if len(asked) == 1:
+            route.fulfill(status=503, json={"detail": "being loaded"}, headers={"Retry-After": "2"})
+        elif len(asked) == 2:
+            route.fulfill(json={"puzzles": [LONG]})
+
+    page = visit(f"model=sudoku-6x6&puzzle={SHORT}", routes={"**/v1/puzzles?*": slow}, refused=503)
+    page.get_by_role("button", name="New puzzle").click()
+    page.get_by_role("alert").filter(has_text="being loaded Try again in 2 seconds.").wait_for()
+    until(page, lambda: shown(page) == LONG)
+    assert LONG in page.evaluate("location.hash")
+    page.get_by_role("button", name="New puzzle").click()
+    until(page, lambda: len(asked) == 3)
+    type_puzzle(page, SHORT)
+    asked[2].fulfill(json={"puzzles": [LONG]})
+    page.wait_for_timeout(300)
+    assert shown(page) == SHORT
 
 
 def test_one_cell_is_reached_by_tab_and_the_others_by_arrows(visit):
@@ -362,7 +424,7 @@ def test_everything_that_can_be_pressed_has_a_name(visit):
 def test_it_begins_to_think_by_itself_unless_motion_is_unwelcome(visit):
     """A visitor sees a puzzle fill itself in; one whose system asks for less motion sees the puzzle, at rest."""
     page = visit("model=sudoku-6x6", reduced_motion="no-preference")
-    page.wait_for_selector("[role=slider][aria-valuenow='2']")
+    until(page, lambda: step(page) > 1)
     still = visit("model=sudoku-6x6")
     assert still.get_by_role("slider").get_attribute("aria-valuemax") == "0"
 
@@ -473,11 +535,11 @@ def test_tables_show_the_puzzle_beside_the_answer(visit):
     assert page.locator(".board small").all_inner_texts() == ["0", "1", "", "2", "3", "", "", "", ""]
 
 
-def canned(task, symbols, shape):
+def canned(task, symbols, shape, box=None, max_steps=1024):
     """The routes that make the page believe in a service of one model, which this test need not train."""
-    model = {"name": task, "ready": True, "task": task, "task_config": {}, "reasoner": "trm", "parameters": 5_000_000}
-    model |= {"trained_steps": 16, "symbols": symbols, "shape": shape, "any_length": False}
-    limits = {"max_starts": 64, "max_steps": 1024}
+    model = {"name": task, "ready": True, "task": task, "task_config": {"box": box}, "reasoner": "trm"}
+    model |= {"parameters": 5_000_000, "trained_steps": 16, "symbols": symbols, "shape": shape, "any_length": False}
+    limits = {"max_starts": 64, "max_steps": max_steps}
     return json_at("**/v1/models", {"models": [model], "limits": limits}) | json_at("**/v1/tasks", {"tasks": []})
 
 
@@ -489,12 +551,12 @@ def puzzle_of(value):
     return json_at("**/v1/puzzles?*", {"puzzles": [value]})
 
 
-def answer_with(steps):
+def answer_with(steps, verified=None):
     """A service that proposes these tokens, step by step, and calls the last ones verified."""
     common = {"start": 0, "changed": [], "halt_probability": 0.9, "residual": 0.1, "violations": []}
     events = [
-        ("step", common | {"step": at + 1, "tokens": tokens, "confidence": [0.5] * len(tokens)})
-        for at, tokens in enumerate(steps)
+        ("step", common | {"step": at + 1, "tokens": tokens, "confidence": [0.5] * len(tokens), "verified": told})
+        for at, (tokens, told) in enumerate(zip(steps, verified or [None] * len(steps), strict=True))
     ]
     events.append(("result", {"verified": True, "steps": len(steps), "stopped_by": "verified", "start": 0}))
     body = "".join(f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in events) + "data: [DONE]\n\n"

@@ -236,6 +236,15 @@ def test_paths_and_methods_that_are_not_there_are_problems(service):
         assert problem(response)["status"] == 422
 
 
+def test_an_update_of_the_page_is_seen_at_once(service):
+    """Browsers ask for the page and its parts each time, and are told when they have them already."""
+    assert service.client.get("/").headers["cache-control"] == "no-cache"
+    first = service.client.get("/static/app.js")
+    again = service.client.get("/static/app.js", headers={"if-none-match": first.headers["etag"]})
+    assert (first.status_code, again.status_code) == (200, 304)
+    assert first.headers["cache-control"] == again.headers["cache-control"] == "no-cache"
+
+
 def test_models_and_tasks_are_told(service, trained):
     """What a page must know of models, tasks and limits is there."""
     told = service.client.get("/v1/models").json()

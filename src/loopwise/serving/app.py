@@ -228,9 +228,18 @@ def _sentence(errors: Sequence[Any]) -> str:
     return "; ".join(told).replace("Value error, ", "")
 
 
+class _PageFiles(StaticFiles):
+    """The page's parts, which browsers ask about each time: after an update none of them may be an old one."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html", headers={"cache-control": "no-cache"})
 
-    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/static", _PageFiles(directory=STATIC), name="static")

@@ -45,9 +45,9 @@ export async function getTasks() {
   return (await (await call("/v1/tasks")).json()).tasks;
 }
 
-export async function getPuzzles(model, seed, count) {
+export async function getPuzzles(model, seed, count, signal) {
   const query = new URLSearchParams({ model, seed, count });
-  return (await (await call(`/v1/puzzles?${query}`)).json()).puzzles;
+  return (await (await call(`/v1/puzzles?${query}`, { signal })).json()).puzzles;
 }
 
 /** The results of many puzzles at once, in their order; one that failed has `error`. */

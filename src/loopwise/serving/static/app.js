@@ -3,35 +3,30 @@
 import * as api from "./api.js";
 import { chooser } from "./choices.js";
 import { asGif, asJson, save } from "./download.js";
+import { pause, waitForModels } from "./loading.js";
 import { buildPalette } from "./palette.js";
 import { Player } from "./player.js";
 import { blankOf, emptyPuzzle, fromWire, kindOf, toWire } from "./puzzle.js";
+import { drawHardest, drawMany, randomRow, showpieceOf } from "./random.js";
 import { count, Run } from "./run.js";
 import { Side } from "./side.js";
+import { listenTheme } from "./theme.js";
 import { Timeline } from "./timeline.js";
 
 const find = (id) => document.getElementById(id);
-const FIRST_SEED = 0;
 const MORE = 16; // steps of "keep thinking"
-const SEARCHED = 100; // puzzles among which a hard one is looked for
-const PATIENCE = 5; // seconds for that
-
-// Seen first, as they take the shipped models more steps than these were trained with; by a Sudoku's box and by how many
-// numbers there are.
-const SHOWPIECES = {
-  "2x3": "5.4..1...........5...63..214..6.....",
-  2: "001101111011010001011101000010001000001001000100",
-};
 
 const page = {
   choices: null,
   puzzle: [], // tokens
+  version: 0, // how many puzzles there were: what is drawn for an older one comes too late
   runs: [],
   sides: [],
-  seed: FIRST_SEED,
-  abort: new AbortController(),
+  abort: new AbortController(), // of what is being solved
+  search: new AbortController(), // of the search for a hard puzzle
   request: null,
   drawn: false,
+  saving: false, // a GIF
 };
 
 const player = new Player(() => redraw());
@@ -53,8 +48,9 @@ function show() {
   const { runs, sides } = page;
   if (!runs.length) return;
   const reached = Math.max(...runs.map((run) => run.length));
+  const end = Math.max(...runs.map((run) => run.track.last)); // other starts may go on beyond
   const running = runs.some((run) => run.running);
-  player.arrived(reached, running);
+  player.arrived(reached, running, end);
   const { time } = player;
   sides.forEach((side, index) => side.show(runs[index], time));
   const length = Math.max(reached, runs[0].model.trained_steps ?? 8);
@@ -62,17 +58,23 @@ function show() {
   document.body.dataset.thinking = running || player.playing;
   find("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
   find("play").dataset.playing = player.playing;
-  for (const id of ["back", "play", "forth", "json", "gif"]) find(id).disabled = reached === 0;
-  find("more").disabled = running || reached === 0;
+  for (const id of ["back", "play", "forth", "json"]) allow(id, reached > 0);
+  allow("gif", reached > 0 && !page.saving);
+  allow("more", !running && reached > 0 && reached < page.choices.most);
   const unsolved = runs.some((run) => run.result && !run.result.verified);
-  find("more").classList.toggle("primary", unsolved && !running && time === reached);
-  if (!running && reached && time === reached && !player.playing) announceEnd(reached);
+  find("more").classList.toggle("primary", unsolved && !running && time >= end);
+  if (!running && reached && time === end && !player.playing) announceEnd(end);
 }
 
 /** Tell those who listen rather than look how it ended; not each step, which the slider tells when it is moved. */
-function announceEnd(reached) {
-  const words = page.runs.map((run) => `${page.runs.length > 1 ? `${run.model.name}: ` : ""}${run.phrase(reached)}`);
-  say(`After ${count(reached, "step")}. ${words.join(" ")}`);
+function announceEnd(end) {
+  const words = page.runs.map((run) => `${page.runs.length > 1 ? `${run.model.name}: ` : ""}${run.phrase(end)}`);
+  say(`After ${count(end, "step")}. ${words.join(" ")}`);
+}
+
+/** Whether a button does something; it stays where the Tab key finds it. */
+function allow(id, yes) {
+  find(id).setAttribute("aria-disabled", !yes);
 }
 
 function say(text) {
@@ -82,7 +84,8 @@ function say(text) {
 function complain(error) {
   if (error.name === "AbortError") return;
   const wait = error.retryAfter ? ` Try again in ${count(error.retryAfter, "second")}.` : "";
-  find("message").textContent = `${error.message}${wait}`;
+  const text = `${error.message}${wait}`;
+  if (find("message").textContent !== text) find("message").textContent = text; // else it would be read out again
   find("message").hidden = false;
   find("keyform").hidden = error.status !== 401;
 }
@@ -91,7 +94,9 @@ function complain(error) {
 
 /** Show a puzzle, and give up what was being done with the one before. */
 function setPuzzle(tokens) {
+  page.version += 1;
   page.abort.abort();
+  page.search.abort();
   page.puzzle = tokens;
   player.reset();
   find("message").hidden = true;
@@ -119,7 +124,13 @@ function rebuild() {
   page.builtFor = models[0];
   if (!fits) page.puzzle = emptyPuzzle(models[0]);
   for (const side of page.sides) side.root.remove();
-  const hooks = { edit, enter: think, moved: () => {}, chosen: redraw };
+  const hooks = {
+    edit,
+    enter: think,
+    moved: (cell) => page.sides.forEach(({ board }) => board.mark(cell)),
+    rewind: () => player.seek(0),
+    chosen: redraw,
+  };
   page.sides = models.map((_, index) => new Side(find("side"), index, hooks));
   find("stage").prepend(...page.sides.map((side) => side.root));
   find("stage").dataset.sides = models.length;
@@ -127,7 +138,7 @@ function rebuild() {
   document.body.dataset.kind = kindOf(models[0]);
   find("stage").dataset.flat = models[0].shape.length === 1;
   buildPalette(find("palette"), find("hint"), find("legend"), models[0], {
-    write: (token) => edit(page.sides[0].board.current, token),
+    write,
     brush: setBrush,
     lengthen,
   });
@@ -138,6 +149,14 @@ function rebuild() {
 
 function sameForm(one, other) {
   return one.task === other.task && String(one.symbols) === String(other.symbols) && String(one.shape) === String(other.shape);
+}
+
+/** Put a symbol into the current cell; before one was chosen, show which that is. */
+function write(token) {
+  const { board } = page.sides[0];
+  if (board.chosen) return edit(board.current, token);
+  board.focus(board.current);
+  say("Choose a cell, then press a symbol.");
 }
 
 /** Paint with a symbol from now on, or with none. */
@@ -151,63 +170,60 @@ function lengthen(by) {
   const most = Math.min(model.max_length ?? 64, 96);
   const length = Math.max(4, Math.min(page.puzzle.length + by, most));
   const more = Math.max(0, length - page.puzzle.length);
-  const token = () => 1 + Math.floor(Math.random() * (model.symbols.length - 1));
-  takePuzzle([...page.puzzle.slice(0, length), ...Array.from({ length: more }, token)]);
+  takePuzzle([...page.puzzle.slice(0, length), ...randomRow(model, more)]);
 }
 
+/** Draw another puzzle; a service that is not ready yet is asked again, unless there is another puzzle meanwhile. */
 async function drawRandom() {
   const model = page.choices.model();
-  try {
-    const [value] = await drawMany(model, 1);
-    takePuzzle(fromWire(model, value));
-    return true;
-  } catch (error) {
-    complain(error);
-    return false;
+  const { version } = page;
+  say("");
+  while (version === page.version) {
+    try {
+      const [value] = await drawMany(model, page.puzzle.length, 1);
+      if (version !== page.version) return false;
+      takePuzzle(fromWire(model, value), "A new puzzle.");
+      return true;
+    } catch (error) {
+      if (version !== page.version) return false;
+      complain(error);
+      if (error.status !== 503 || !error.retryAfter) return false;
+      await pause(1000 * error.retryAfter);
+    }
   }
+  return false;
 }
 
-/** Random puzzles; rows of another length than the service's own are drawn here. */
-async function drawMany(model, number) {
-  const { length } = page.puzzle;
-  if (kindOf(model) === "bars" && length !== model.shape[0] && length) {
-    const token = () => 1 + Math.floor(Math.random() * (model.symbols.length - 1));
-    return Array.from({ length: number }, () => toWire(model, Array.from({ length }, token)));
-  }
-  const seed = page.seed;
-  page.seed = 1 + Math.floor(Math.random() * 1_000_000);
-  return api.getPuzzles(model.name, seed, number);
-}
-
-/** Of many random puzzles the one that takes the model the most steps, if it can be solved at all. */
 async function drawHard() {
-  const button = find("hard");
-  button.disabled = true;
+  const model = page.choices.model();
+  const search = (page.search = new AbortController());
+  const { signal } = search;
+  allow("hard", false);
   say("Looking for a hard puzzle.");
   try {
-    const model = page.choices.model();
-    const puzzles = await drawMany(model, SEARCHED);
-    const budget = `verified|halted|steps=${4 * (model.trained_steps ?? 16)}`;
-    const results = await api.solveAll({ model: model.name, puzzles, budget, deadline: PATIENCE });
-    const steps = results.map((result) => (result.error ? 0 : result.steps + (result.verified === false ? 0 : 1000)));
-    takePuzzle(fromWire(model, puzzles[steps.indexOf(Math.max(...steps))]));
+    const value = await drawHardest(model, page.puzzle.length, signal);
+    if (!signal.aborted) takePuzzle(fromWire(model, value), "A hard puzzle.");
   } catch (error) {
-    complain(error);
+    if (!signal.aborted) complain(error);
   }
-  button.disabled = false;
+  allow("hard", true);
 }
 
-function takePuzzle(tokens) {
+/** Take a puzzle that was drawn or written elsewhere, and tell those who listen. */
+function takePuzzle(tokens, told = "") {
   if (tokens.length !== page.puzzle.length) {
     page.sides.forEach((side, index) => side.build(page.choices.models()[index], tokens.length));
   }
   setPuzzle(tokens);
+  rememberInAddress();
+  if (told) say(told);
 }
 
 // --- thinking -------------------------------------------------------------------------------------------------------
 
 function think() {
   const { choices, puzzle } = page;
+  if (!choices) return undefined;
   setPuzzle(puzzle);
   page.runs = choices.models().map((model) => new Run(model, puzzle, choices.starts()));
   return launch(0);
@@ -222,7 +238,7 @@ async function launch(from) {
   rememberInAddress();
   say("Thinking.");
   player.time = from;
-  player.arrived(from, true);
+  player.arrived(from, true, from);
   player.play();
   await Promise.all(page.runs.map((run) => follow(run, abort.signal)));
   redraw();
@@ -249,7 +265,7 @@ async function follow(run, signal) {
 function keepThinking() {
   const reached = Math.max(...page.runs.map((run) => run.length));
   page.choices.extend(reached + MORE);
-  launch(reached);
+  launch(player.end);
 }
 
 // --- the address ----------------------------------------------------------------------------------------------------
@@ -260,38 +276,24 @@ function rememberInAddress() {
   history.replaceState(null, "", `#${new URLSearchParams({ ...page.choices.asText(), puzzle })}`);
 }
 
-/** What is served, once at least one model's weights are there. */
-async function waitForModels() {
-  for (;;) {
-    const served = await api.getModels();
-    const models = served.models.filter((model) => model.ready !== false);
-    if (models.length || !served.models.length) {
-      find("message").hidden = true;
-      return { ...served, models };
-    }
-    complain(new Error("The models are being loaded."));
-    await new Promise((done) => setTimeout(done, 700));
-  }
-}
-
 /** The puzzle that is seen first: one that is worth it, or any. */
-async function showFirst() {
-  const model = page.choices.model();
-  const numbers = kindOf(model) === "bars" && model.any_length ? model.symbols.length - 1 : "";
-  const showpiece = SHOWPIECES[model.task_config?.box] ?? SHOWPIECES[numbers];
+function showFirst() {
+  const showpiece = showpieceOf(page.choices.model());
   return (showpiece && tryPuzzle(showpiece, () => {})) || drawRandom();
 }
 
 async function start() {
-  const [served, tasks] = await Promise.all([waitForModels(), api.getTasks().catch(() => [])]);
   const wanted = new URLSearchParams(location.hash.slice(1));
+  const served = await waitForModels(wanted, complain);
+  const tasks = await api.getTasks().catch(() => []);
   page.choices = chooser(served, tasks, wanted, {
-    changed: async (what) => {
-      const fits = what === "model" ? rebuild() : true;
-      if (!fits) await showFirst();
+    changed: (what) => {
+      if (what === "model" && !rebuild()) showFirst();
+      else rememberInAddress();
     },
   });
   rebuild();
+  find("stage").inert = find("think").disabled = false;
   const given = wanted.get("puzzle");
   const ready = given ? tryPuzzle(given, complain) : await showFirst();
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -302,14 +304,16 @@ async function start() {
 // --- buttons --------------------------------------------------------------------------------------------------------
 
 function listen() {
-  const press = (id, act) => find(id).addEventListener("click", act);
+  const idle = (id) => !page.choices || find(id).getAttribute("aria-disabled") === "true";
+  const press = (id, act) => find(id).addEventListener("click", () => idle(id) || act());
+  for (const id of ["back", "play", "forth", "more", "json", "gif"]) allow(id, false);
   find("sentence").addEventListener("submit", (event) => {
     event.preventDefault();
     think();
   });
   press("random", drawRandom);
   press("hard", drawHard);
-  press("clear", () => setPuzzle(emptyPuzzle(page.choices.model()).slice(0, page.puzzle.length)));
+  press("clear", () => takePuzzle(page.puzzle.map(() => blankOf(page.choices.model())), "The board is empty."));
   press("play", () => player.toggle());
   press("back", () => player.seek(player.time - 1));
   press("forth", () => player.seek(player.time + 1));
@@ -318,7 +322,6 @@ function listen() {
   press("gif", downloadGif);
   press("paste", openPaste);
   press("pasteuse", usePasted);
-  press("theme", switchTheme);
   find("speed").addEventListener("change", ({ target }) => (player.speed = Number(target.value)));
   find("keyform").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -327,12 +330,12 @@ function listen() {
     (page.choices ? think() : start()).catch?.(complain);
   });
   document.addEventListener("paste", (event) => {
-    if (event.target.closest("textarea, input, dialog")) return;
+    if (!page.choices || event.target.closest("textarea, input, dialog")) return;
     const text = event.clipboardData.getData("text");
-    if (text) tryPuzzle(text, complain);
+    if (text) tryPuzzle(text, complain, "The puzzle is pasted.");
   });
-  darkScreen.addEventListener("change", nameTheme);
-  nameTheme();
+  addEventListener("hashchange", () => location.reload()); // another address, another puzzle
+  listenTheme(find("theme"), redraw);
 }
 
 function fileName() {
@@ -340,15 +343,22 @@ function fileName() {
 }
 
 async function downloadGif() {
-  const button = find("gif");
-  button.disabled = true;
-  const length = Math.max(...page.runs.map((run) => run.length), page.runs[0].model.trained_steps ?? 8);
-  const blob = await asGif(page.runs, length, player.speed, (share) => {
-    button.textContent = `${Math.round(share * 100)} %`;
-  });
-  save(blob, `${fileName()}.gif`);
-  button.textContent = "GIF";
-  button.disabled = false;
+  if (page.saving) return;
+  const { runs } = page;
+  const [button, name] = [find("gif"), `${fileName()}.gif`];
+  page.saving = true;
+  allow("gif", false);
+  try {
+    const length = Math.max(...runs.map((run) => run.length), runs[0].model.trained_steps ?? 8);
+    const told = (share) => (button.textContent = `${Math.round(share * 100)} %`);
+    save(await asGif(runs, length, player.speed, told), name);
+  } catch (error) {
+    complain(error);
+  } finally {
+    page.saving = false;
+    button.textContent = "GIF";
+    redraw();
+  }
 }
 
 function openPaste() {
@@ -363,35 +373,18 @@ function usePasted() {
   const told = tryPuzzle(find("pastetext").value, (error) => {
     find("pasteerror").textContent = error.message;
     find("pasteerror").hidden = false;
-  });
+  }, "The puzzle is pasted.");
   if (told) find("pastebox").close();
 }
 
-function tryPuzzle(text, otherwise) {
+function tryPuzzle(text, otherwise, told) {
   try {
-    takePuzzle(fromWire(page.choices.model(), text));
+    takePuzzle(fromWire(page.choices.model(), text), told);
     return true;
   } catch (error) {
     otherwise(error);
     return false;
   }
-}
-
-const darkScreen = matchMedia("(prefers-color-scheme: dark)");
-
-function isDark() {
-  const { theme } = document.documentElement.dataset;
-  return theme ? theme === "dark" : darkScreen.matches;
-}
-
-function switchTheme() {
-  document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-  nameTheme();
-}
-
-function nameTheme() {
-  find("theme").textContent = isDark() ? "Light" : "Dark";
-  redraw();
 }
 
 listen();

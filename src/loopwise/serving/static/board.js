@@ -6,12 +6,14 @@ import { blankOf, boxOf, brushesOf, columnsOf, isGiven, isPath, kindOf, spoken }
 const TYPING = 700; // milliseconds within which keys belong to one symbol, such as 1 2 for 12
 
 export class Board {
-  /** `hooks`: edit(cell, token), enter() for the Enter key, moved(cell) when the current cell is another one. */
+  /** `hooks`: edit(cell, token), enter() for the Enter key, moved(cell) when the current cell is another one,
+   * rewind() to the puzzle before it is changed by dragging. */
   constructor(root, hooks) {
     this.root = root;
     this.hooks = hooks;
     this.cells = [];
     this.current = 0;
+    this.chosen = false; // whether a person has made it the current one
     this.brush = null; // the token that the pointer paints with
     this.typed = "";
     this.typedAt = 0;
@@ -19,7 +21,8 @@ export class Board {
     root.addEventListener("focusin", (event) => this.#take(event.target));
     root.addEventListener("pointerdown", (event) => this.#press(event));
     root.addEventListener("pointermove", (event) => this.#drag(event));
-    for (const name of ["pointerup", "pointercancel"]) root.addEventListener(name, () => (this.painting = false));
+    root.addEventListener("pointerup", (event) => this.#release(event));
+    root.addEventListener("pointercancel", () => (this.painting = false));
   }
 
   /** Make the cells for puzzles of a model, of a length. */
@@ -73,6 +76,7 @@ export class Board {
     if (this.cells.length !== frame.tokens.length) this.build(this.model, frame.tokens.length);
     const broken = new Set(wrong);
     this.atPuzzle = time === 0;
+    this.root.dataset.start = this.atPuzzle;
     this.tokens = puzzle;
     this.cells.forEach((cell, at) => {
       const token = frame.tokens[at];
@@ -131,14 +135,19 @@ export class Board {
     }
   }
 
-  /** Make a cell the one that the Tab key reaches. */
+  /** The cell that has the focus is the current one. */
   #take(target) {
     const cell = target.closest("[data-at]");
-    if (!cell) return;
+    if (cell) this.hooks.moved(Number(cell.dataset.at));
+  }
+
+  /** Make a cell the current one, which the palette writes into. */
+  mark(at) {
     this.cells[this.current].tabIndex = -1;
-    this.current = Number(cell.dataset.at);
-    cell.tabIndex = 0;
-    this.hooks.moved(this.current);
+    this.current = at;
+    this.chosen = true;
+    this.root.dataset.chosen = true;
+    this.cells[at].tabIndex = 0;
   }
 
   focus(at) {
@@ -198,9 +207,17 @@ export class Board {
     if (at === null || event.button !== 0) return;
     this.focus(at);
     event.preventDefault(); // no text selection; the focus has been set
-    this.painting = this.brush !== null || (this.kind === "bars" && this.atPuzzle);
+    const late = this.kind === "bars" && !this.atPuzzle;
+    if (late && event.pointerType === "touch") return; // it may be about to scroll
+    if (late) this.hooks.rewind();
+    this.painting = this.brush !== null || this.kind === "bars";
     if (this.painting) this.root.setPointerCapture(event.pointerId);
-    this.#drag(event);
+    if (!late) this.#drag(event); // else a mere click would give the run up
+  }
+
+  #release({ pointerType }) {
+    this.painting = false;
+    if (this.kind === "bars" && !this.atPuzzle && pointerType === "touch") this.hooks.rewind();
   }
 
   #drag(event) {

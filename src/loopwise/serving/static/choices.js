@@ -3,11 +3,13 @@
 import { count } from "./run.js";
 
 const STEPS = [8, 16, 32, 64, 128];
+const USUAL = 64;
 
 /** Fill the sentence's lists, as the address `wanted` says, and keep them in step with each other. */
 export function chooser({ models, limits }, tasks, wanted, { changed }) {
   const list = (id) => document.getElementById(id);
   const [task, model, rival, stop, steps, starts] = ["task", "model", "rival", "stop", "steps", "starts"].map(list);
+  const most = limits?.max_steps ?? Infinity;
   const named = (name) => models.find((one) => one.name === name);
   const names = [...new Set(models.map((one) => one.task))];
   if (!names.length) throw new Error("This service has no model yet.");
@@ -32,10 +34,9 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
   };
   const fillSteps = (chosen) => {
     const trained = named(model.value).trained_steps ?? 16;
-    const all = [...new Set([...STEPS, trained, Number(chosen)])]
-      .filter((n) => n > 0 && n <= (limits?.max_steps ?? n))
-      .sort((a, b) => a - b);
-    fill(steps, all.map((n) => [n, n === trained ? `${n} steps, as trained` : count(n, "step")]), chosen);
+    const wish = Math.min(Math.max(Math.trunc(chosen) || USUAL, 1), most);
+    const all = [...new Set([...STEPS, trained, wish])].filter((n) => n <= most).sort((a, b) => a - b);
+    fill(steps, all.map((n) => [n, n === trained ? `${n} steps, as trained` : count(n, "step")]), wish);
   };
 
   for (const option of starts.options) option.hidden = option.disabled = option.value > (limits?.max_starts ?? Infinity);
@@ -43,7 +44,7 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
   fill(task, names.map((name) => [name, name.replaceAll("-", " ")]), first.task);
   fillModels(first.name);
   fillRivals(wanted.get("rival"));
-  fillSteps(wanted.get("steps") ?? 64);
+  fillSteps(wanted.get("steps") ?? USUAL);
   for (const [select, key] of [[stop, "stop"], [starts, "starts"]]) {
     if ([...select.options].some((option) => option.value === wanted.get(key))) select.value = wanted.get(key);
   }
@@ -62,6 +63,7 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
   for (const select of [stop, steps, starts]) select.addEventListener("change", () => changed("budget"));
 
   return {
+    most, // steps that the service allows
     model: () => named(model.value),
     models: () => [named(model.value), named(rival.value)].filter(Boolean),
     starts: () => Number(starts.value),

@@ -3,12 +3,13 @@
 import { colours, drawBoard } from "./draw.js";
 import { Gif } from "./gif.js";
 import { clashes, toWire } from "./puzzle.js";
+import { count } from "./run.js";
 import { drawTimeline, heightOf } from "./timeline.js";
 
 const BOARD = 400; // pixels
 const EDGE = 32;
 const HEAD = 40;
-const MOST_FRAMES = 160;
+const MOST_FRAMES = 64;
 
 /** Everything that the service said about these runs. */
 export function asJson(runs, request) {
@@ -76,10 +77,11 @@ function drawPicture(ctx, { runs, time, length, theme, width, height }) {
     ctx.fillStyle = theme.muted;
     ctx.textAlign = "left";
     ctx.fillText(index ? run.model.name : `loopwise · ${run.model.name}`, left, HEAD - 13);
-    ctx.fillStyle = run.answered(time) && run.result.verified ? pen : theme.muted;
+    const solved = run.answered(time) && run.result.verified;
+    ctx.fillStyle = solved ? pen : theme.muted;
     ctx.textAlign = "right";
-    const steps = `step ${Math.min(time, run.track.last)}`;
-    ctx.fillText(run.answered(time) && run.result.verified ? `solved in ${steps.replace("step ", "")} steps` : steps, left + BOARD, HEAD - 13);
+    const words = solved ? `solved in ${count(run.solvedAt, "step")}` : `step ${Math.min(time, run.track.last)}`;
+    ctx.fillText(words, left + BOARD, HEAD - 13);
   });
   ctx.save();
   ctx.translate(EDGE, HEAD + BOARD + EDGE * 0.75);

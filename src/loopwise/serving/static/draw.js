@@ -11,8 +11,9 @@ export function colours() {
   return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
 }
 
-/** Draw a frame into a square of `size` pixels; `pen` is the colour in which the model writes. */
-export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, wrong = [] }) {
+/** Draw a frame into a square of `size` pixels; `pen` is the colour in which the model writes. `plain`: what is there, not
+ * what has changed. */
+export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, wrong = [], plain = false }) {
   const kind = kindOf(model);
   const columns = columnsOf(model, frame.tokens);
   const rows = Math.ceil(frame.tokens.length / columns);
@@ -32,9 +33,10 @@ export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, w
       height,
       token,
       given: time === 0 || isGiven(model, puzzle[at]),
-      wet: time > 0 && frame.ages[at] < 4 ? [0.85, 0.45, 0.22, 0.1][frame.ages[at]] : 0,
-      fresh: time > 0 && frame.ages[at] === 0 && pen === theme.pen,
+      wet: !plain && time > 0 && frame.ages[at] < 4 ? [0.85, 0.45, 0.22, 0.1][frame.ages[at]] : 0,
+      fresh: !plain && time > 0 && frame.ages[at] === 0 && pen === theme.pen,
       wrong: broken.has(at),
+      ringed: !plain && broken.has(at),
       links: kind === "maze" ? linksOf(model, frame.tokens, at) : [],
     };
     if (kind === "maze") drawMazeCell(ctx, model, cell, pen, theme);
@@ -55,9 +57,9 @@ export function linksOf(model, tokens, at) {
   });
 }
 
-function wash(ctx, { x, y, width, height, wet }, theme) {
+function wash(ctx, { x, y, width, height, wet, wrong }, theme) {
   if (!wet) return;
-  ctx.globalAlpha = wet;
+  ctx.globalAlpha = wrong ? wet * 0.45 : wet; // less behind red, which is to be read
   ctx.fillStyle = theme.wet;
   ctx.fillRect(x, y, width, height);
   ctx.globalAlpha = 1;
@@ -82,7 +84,7 @@ function drawSymbol(ctx, model, cell, pen, theme) {
   ctx.textAlign = "center";
   ctx.textBaseline = "alphabetic";
   ctx.fillText(symbol, x + width / 2, y + height / 2 + points * 0.34);
-  if (!cell.wrong || width < 30) return;
+  if (!cell.ringed || width < 30) return;
   ctx.strokeStyle = theme.red;
   ctx.lineWidth = Math.max(width * 0.022, 1);
   ctx.beginPath();

@@ -5,6 +5,7 @@ export class Player {
     this.onTime = onTime;
     this.time = 0;
     this.length = 0; // steps that have arrived
+    this.end = 0; // the last step of what is shown, where it stops
     this.expecting = false; // whether more are on their way
     this.playing = false;
     this.speed = 4; // steps a second
@@ -12,7 +13,7 @@ export class Player {
   }
 
   play() {
-    if (this.time >= this.length && !this.expecting) this.time = 0;
+    if (this.time >= this.end && !this.expecting) this.time = 0;
     this.playing = true;
     this.onTime();
     this.#wait();
@@ -40,14 +41,13 @@ export class Player {
     clearTimeout(this.timer);
     this.playing = false;
     this.expecting = false;
-    this.length = 0;
+    this.length = this.end = 0;
     this.time = time;
   }
 
   /** Take note of what has arrived. */
-  arrived(length, expecting) {
-    this.length = length;
-    this.expecting = expecting;
+  arrived(length, expecting, end) {
+    [this.length, this.expecting, this.end] = [length, expecting, end];
   }
 
   #wait() {
@@ -57,9 +57,9 @@ export class Player {
 
   #tick() {
     if (!this.playing) return;
-    if (this.time < this.length) this.time += 1;
-    else if (!this.expecting) this.playing = false;
-    if (this.time >= this.length && !this.expecting) this.playing = false;
+    const last = this.expecting ? this.length : this.end;
+    this.time = Math.min(this.time + 1, last);
+    if (this.time >= last && !this.expecting) this.playing = false;
     this.onTime();
     if (this.playing) this.#wait();
   }

@@ -54,6 +54,7 @@ export class Run {
     this.puzzle = puzzle;
     this.tracks = Array.from({ length: starts }, () => new Track(model, puzzle));
     this.chosen = 0; // the start that is shown
+    this.picked = false; // whether a person chose it
     this.result = null;
     this.running = false;
   }
@@ -65,6 +66,18 @@ export class Run {
   /** The number of steps that have arrived, of the start that went furthest. */
   get length() {
     return Math.max(...this.tracks.map((track) => track.last));
+  }
+
+  /** The step from which on the shown start's proposals are verified; its last where the service tells of no step. */
+  get solvedAt() {
+    const { frames, last } = this.track;
+    let step = last;
+    while (step > 1 && frames[step].verified && frames[step - 1].verified) step -= 1;
+    return step;
+  }
+
+  pick(start) {
+    [this.chosen, this.picked] = [start, true];
   }
 
   add(data) {
@@ -80,7 +93,7 @@ export class Run {
   finish(result) {
     this.result = result;
     this.running = false;
-    this.chosen = Math.min(result.start ?? 0, this.tracks.length - 1);
+    if (!this.picked) this.chosen = Math.min(result.start ?? 0, this.tracks.length - 1);
   }
 
   /** Whether the shown start has come to its end at this time. */
@@ -116,7 +129,7 @@ export class Run {
 
   #ofResult(rules) {
     const { verified, stopped_by: by } = this.result;
-    if (verified) return `Solved in ${count(this.track.last, "step")}.`;
+    if (verified) return `Solved in ${count(this.solvedAt, "step")}.`;
     const why = /steps/.test(by) ? "Out of steps" : /halted/.test(by) ? "The model is sure" : `Stopped: ${by}`;
     return `${[why, verified === false ? "but it is not solved" : "", rules].filter(Boolean).join(", ")}.`;
   }

@@ -64,7 +64,7 @@ export class Side {
     button.append(document.createElement("canvas"), document.createElement("small"));
     button.firstChild.width = button.firstChild.height = MINI * Math.min(window.devicePixelRatio || 1, 2);
     button.addEventListener("click", () => {
-      this.run.chosen = start;
+      this.run.pick(start);
       this.hooks.chosen();
     });
     return button;
@@ -76,7 +76,8 @@ export class Side {
     button.setAttribute("aria-pressed", run.chosen === start);
     button.classList.toggle("best", Boolean(best));
     const step = Math.min(time, track.last);
-    button.lastChild.textContent = frame.verified ? `✓ ${step}` : `${step}`;
+    button.dataset.solved = Boolean(frame.verified);
+    button.lastChild.textContent = step;
     const said = [`Start ${start + 1}, step ${step}`, frame.verified ? "solved" : "", best ? "the answer" : ""];
     button.setAttribute("aria-label", said.filter(Boolean).join(", "));
     const signature = `${step} ${theme.page} ${pen} ${start} ${run.puzzle.length}`;
@@ -86,6 +87,7 @@ export class Side {
     const ctx = canvas.getContext("2d");
     ctx.clearRect(0, 0, canvas.width, canvas.height);
     const { puzzle } = run;
-    drawBoard(ctx, canvas.width, { model: this.model, puzzle, frame, time, pen, theme, wrong: frame.violations ?? [] });
+    const wrong = frame.violations ?? [];
+    drawBoard(ctx, canvas.width, { model: this.model, puzzle, frame, time, pen, theme, wrong, plain: true });
   }
 }

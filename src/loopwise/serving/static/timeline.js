@@ -5,14 +5,14 @@ import { colours } from "./draw.js";
 const LABEL = 16; // pixels above each strip
 const CURVE = 44;
 const ROLL = 72;
+const ROLL_OF_TWO = 58;
+const WORDS = 190; // pixels that the first strip's label may take
 const GAP = 10;
 const AXIS = 22;
-const SMALLEST = 1e-3; // residuals are drawn on a logarithmic scale from here
-const LARGEST = 2;
 
 /** The height in pixels of the drawing for so many runs. */
 export function heightOf(runs) {
-  const roll = runs > 1 ? ROLL * 0.8 : ROLL;
+  const roll = runs > 1 ? ROLL_OF_TWO : ROLL;
   return 2 * (LABEL + CURVE + GAP) + runs * roll + LABEL + (runs - 1) * 6 + AXIS;
 }
 
@@ -24,16 +24,18 @@ export function drawTimeline(ctx, width, { runs, time, length, theme, font }) {
   const sketch = { ctx, width, column, runs, time, pens, theme, x, font };
   let y = 0;
   const foot = heightOf(runs.length) - AXIS;
-  markDepth(sketch, length, foot);
+  const depth = markDepth(sketch, length, foot);
   playhead(sketch, foot);
+  if (depth) nameDepth(sketch, depth);
   y += label(sketch, y, "belief that it is right", (frame) => percent(frame.belief));
   curve(sketch, y, (frame) => frame.belief);
   y += CURVE + GAP;
   y += label(sketch, y, "movement of the state", (frame) => frame.residual?.toPrecision(2));
-  curve(sketch, y, (frame) => frame.residual == null ? null : logarithmic(frame.residual));
+  const most = largest(runs);
+  curve(sketch, y, (frame) => frame.residual == null ? null : frame.residual / most);
   y += CURVE + GAP;
   y += label(sketch, y, "cells that change", (frame) => frame.changed.length);
-  const roll = runs.length > 1 ? ROLL * 0.8 : ROLL;
+  const roll = runs.length > 1 ? ROLL_OF_TWO : ROLL;
   runs.forEach((run, index) => {
     drawRoll(sketch, y, roll, run, pens[index]);
     y += roll + (index < runs.length - 1 ? 6 : 0);
@@ -55,28 +57,32 @@ function percent(value) {
   return value === undefined ? undefined : `${Math.round(value * 100)} %`;
 }
 
-function logarithmic(value) {
-  const share = Math.log(Math.max(value, SMALLEST) / SMALLEST) / Math.log(LARGEST / SMALLEST);
-  return Math.max(0, Math.min(1, share));
+/** The largest movement of all starts, to which the others are drawn. */
+function largest(runs) {
+  const frames = runs.flatMap((run) => run.tracks.flatMap((track) => track.frames));
+  return frames.reduce((most, { residual }) => Math.max(most, residual ?? 0), 0) || 1;
 }
 
-/** Shade the steps beyond the depth that the model was trained with. */
-function markDepth({ ctx, x, column, runs, theme, font }, length, bottom) {
+/** Shade the steps beyond the depth that the model was trained with: from where to where, or null. */
+function markDepth({ ctx, x, column, runs, theme }, length, bottom) {
   const trained = runs[0]?.model.trained_steps;
-  if (!trained || trained >= length) return;
+  if (!trained || trained >= length) return null;
   const from = x(trained) + column / 2;
   ctx.fillStyle = theme.wet;
   ctx.globalAlpha = 0.16;
-  ctx.fillRect(from, 0, x(length) + column / 2 - from, bottom);
+  const to = x(length) + column / 2;
+  ctx.fillRect(from, 0, to - from, bottom);
   ctx.globalAlpha = 1;
+  return [from, to];
+}
+
+function nameDepth({ ctx, theme, font }, [from, to]) {
+  const [text, left] = ["beyond training", Math.max(from + 6, WORDS)];
   ctx.font = `11px ${font}`;
+  ctx.textAlign = "left";
   ctx.textBaseline = "alphabetic";
-  const text = "beyond training";
-  const room = x(length) + column / 2 - from;
-  if (ctx.measureText(text).width + 12 > room) return;
   ctx.fillStyle = theme.muted;
-  ctx.textAlign = "right";
-  ctx.fillText(text, x(length) + column / 2 - 6, 11);
+  if (left + ctx.measureText(text).width + 6 <= to) ctx.fillText(text, left, 11);
 }
 
 function label(sketch, y, text, value) {
@@ -112,11 +118,11 @@ function curve({ ctx, width, runs, time, pens, theme, x }, y, value) {
     for (const other of run.tracks.filter((track) => track !== run.track)) {
       const faint = other.frames.map((frame, step) => [x(step), step ? value(frame) : null]);
       const known = faint.filter(([, share]) => share !== null && share !== undefined);
-      ctx.globalAlpha = 0.18;
+      ctx.globalAlpha = 0.35;
       stroke(ctx, known.map(([px, share]) => [px, y + CURVE - 1 - share * (CURVE - 4)]), pens[index], 1);
     }
     const past = points.filter(([, , step]) => step <= time);
-    ctx.globalAlpha = 0.25;
+    ctx.globalAlpha = 0.5;
     stroke(ctx, points, pens[index], 1.25);
     if (past.length > 1 && index === 0) fill(ctx, past, y + CURVE - 1, pens[index]);
     ctx.globalAlpha = 1;
