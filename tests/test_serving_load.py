@@ -110,6 +110,16 @@ def test_a_stream_that_nobody_reads_is_given_up(service):
     connection.close()
 
 
+def test_an_answer_that_nobody_reads_is_given_up_whatever_else_is_sent(service):
+    """A second request on a connection whose answer is not read does not keep the connection open."""
+    connection = send(service, forever(budget=4000, trace=True), room=2048)
+    until(lambda: any(each.flow.write_paused for each in list(service.server.server_state.connections)))
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    service.client.close()  # whose own connection is open, too
+    until(lambda: not service.server.server_state.connections, seconds=20)
+    connection.close()
+
+
 @pytest.mark.parametrize("sent", [b"", b"POST /v1", b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nX: "])
 def test_a_request_that_does_not_come_is_not_waited_for(service, sent):
     """A connection whose request has not begun or not come to its end in time is closed."""

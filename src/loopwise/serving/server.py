@@ -55,6 +55,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a request's head, from its first byte on."""
         super().data_received(data)
+        if self.flow.write_paused:
+            return  # the timer waits for the other side to read, whatever else it sends
         if self.cycle is not None and not self.cycle.response_complete:
             self._rest()
         elif self._timer is None:
