@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from loopwise.cli import main
@@ -17,6 +19,7 @@ from loopwise.errors import ConfigError
 from loopwise.serving.guard import read_body
 from loopwise.serving.problems import Problem
 from loopwise.serving.settings import Settings, name_models
+from loopwise.serving.workers import NO_MODEL
 from service import ENDLESS, Process, Running, counting_folder, events, gauge, until
 
 
@@ -385,12 +388,31 @@ def test_several_processes_share_the_work_and_replace_each_other(sorter):
         until(lambda: gauge(service.client, "loopwise_requests_total") == found[200])
         assert gauge(service.client, "loopwise_ready") == 2
         os.kill(min(workers), signal.SIGKILL)
-        until(lambda: len(service.events("model ready")) == 3)
+        until(lambda: service.events("process died"))
+        while len(service.events("model ready")) < 3:
+            # Each on a connection of its own, which the new process must not take before it is warm.
+            assert httpx.get(f"{service.client.base_url}/readyz").status_code == 200
         until(lambda: gauge(service.client, "loopwise_ready") == 2)
         assert service.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(30) == 0
         assert len(service.events("ended")) == 2
+
+
+def test_a_process_that_cannot_load_again_leaves_the_others_alone(sorter, tmp_path):
+    """Where a process dies and its successor cannot load the model, the others serve on, and it is tried again."""
+    folder = shutil.copytree(sorter, tmp_path / "model")
+    with Process(f"sorting={folder}", "--slots", "2", "--workers", "2") as service:
+        service.ready()
+        until(lambda: len(service.events("model ready")) == 2)
+        workers = psutil.Process(service.process.pid).children()
+        serving = [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
+        folder.rename(tmp_path / "away")
+        serving[0].kill()
+        until(lambda: NO_MODEL in [record["exit_code"] for record in service.events("process died")])
+        assert service.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
+        (tmp_path / "away").rename(folder)
+        until(lambda: len(service.events("model ready")) == 3)
 
 
 def test_killed_processes_leave_the_port(sorter):
