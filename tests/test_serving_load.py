@@ -223,6 +223,7 @@ def test_puzzles_are_not_taken_before_the_weights_are_warm(counting, monkeypatch
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         assert service.client.get("/v1/models").json()["models"] == [{"name": "counting", "ready": False, "slots": 3}]
         assert service.client.get("/v1/tasks").json() == {"tasks": []}
+        assert 'loopwise_ready{model="counting"} 0.0' in service.client.get("/metrics").text
         gate.set()
         until(lambda: service.client.get("/readyz").status_code == 200)
         assert service.solve(puzzle=[1, 1]).status_code == 200
@@ -387,6 +388,11 @@ def test_several_processes_share_the_work_and_replace_each_other(sorter):
         workers = {int(record["id"].split("-")[0]) for record in service.events("request")}
         until(lambda: gauge(service.client, "loopwise_requests_total") == found[200])
         assert gauge(service.client, "loopwise_ready") == 2
+        busy = [send(service, json.dumps({"puzzle": [3, 1], "budget": 1000}).encode()) for _ in range(8)]
+        until(lambda: gauge(service.client, "loopwise_requests_running") == 4)
+        assert gauge(service.client, "loopwise_slot_occupancy") == 1
+        for connection in busy:
+            connection.close()
         os.kill(min(workers), signal.SIGKILL)
         until(lambda: service.events("process died"))
         while len(service.events("model ready")) < 3:

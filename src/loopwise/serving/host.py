@@ -52,6 +52,7 @@ class Host:
         self._lock = threading.Lock()
         self._on_the_way = 0
         self._rate, self._rated = 0.0, time.monotonic()
+        meters.ready.labels(name).set(0)  # it is told of from the start, not when it has come true
 
     def load(self) -> None:
         """Read the weights and solve a puzzle to warm them. Raises LoopwiseError."""
