@@ -1,6 +1,7 @@
 """Puzzles over HTTP: answers, errors, steps as they happen, and what is told of models and tasks."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -289,6 +290,19 @@ def test_the_metrics_have_the_names_that_people_know(service):
     assert "&" not in service.client.get("/metrics").text.split("finish_reason", 1)[1].split("\n")[0]
     service.solve(model="counting", puzzle=[2, 1], budget="halted&halted&converged=1&halted|steps=9")
     assert service.gauge("loopwise_requests_total", finish_reason="converged&halted") == 1
+
+
+def test_several_processes_tell_of_the_fullest(tmp_path):
+    """Passes of several processes are added up; the share of the slots that are taken is the largest, no sum."""
+    script = (
+        "import os, sys; from loopwise.serving.metrics import Meters; meters = Meters()\n"
+        "child = os.fork(); meters.look('m', (4, 0, 4) if child else (1, 0, 2))\n"
+        "if child: os.waitpid(child, 0); sys.stdout.write(meters.text().decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert 'loopwise_requests_running{model="m"} 5.0' in told.stdout
+    assert 'loopwise_slot_occupancy{model="m"} 1.0' in told.stdout
 
 
 def test_the_document_tells_the_truth(service):
