@@ -93,6 +93,8 @@ class Job:
         """Send the puzzles on their way."""
         solver, plan = self.host.solver, self.plan
         for index, puzzle in enumerate(plan.puzzles):
+            if index and not index % TURN:
+                await asyncio.sleep(0)
             if self.ended.done():
                 break
             self._begun = index + 1
@@ -104,8 +106,6 @@ class Job:
                 continue
             self._futures[index] = future
             future.add_done_callback(lambda done, index=index: self._take(index, done))  # type: ignore[misc]
-            if index % TURN == TURN - 1:
-                await asyncio.sleep(0)
 
     def end(self, outcome: Outcome) -> None:
         """Give up what is still on its way; what has ended already stays as it ended."""
