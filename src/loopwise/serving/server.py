@@ -33,8 +33,8 @@ SEND_BUFFER = 2**18
 """Bytes of a connection that the system keeps for a caller who does not read; it would keep megabytes by itself."""
 
 QUIET = 0.5
-"""Seconds without a puzzle on its way after which a draining service takes no more connections, and then once more as
-long, in which those that are open still hear that it ends.
+"""Seconds without a puzzle or an answer on its way after which a draining service takes no more connections, and then
+once more as long, in which those that are open still hear that it ends.
 """
 
 HURRY = 0.2
@@ -150,7 +150,8 @@ class Server(uvicorn.Server):
             if not self._asked_at:
                 self._asked_at = self._busy_at = now
                 log("draining", in_flight=hosting.in_flight, drain_seconds=hosting.settings.drain_seconds)
-            if hosting.jobs:
+            # An answer that is being written is on its way, too; who does not read it is cut off by the connection.
+            if hosting.jobs or any(each.transport.get_write_buffer_size() for each in self.server_state.connections):
                 self._busy_at = now
             late = now - self._asked_at > hosting.settings.drain_seconds
             if late:
