@@ -277,6 +277,35 @@ def test_the_page_may_load_nothing_from_elsewhere(service):
     assert response.headers["x-request-id"] != service.client.get("/").headers["x-request-id"]
 
 
+def test_what_nobody_foresaw_is_a_problem_without_its_traceback(service, monkeypatch):
+    """An error that nobody foresaw is told as a problem like all others, and what it was stays in the log."""
+    monkeypatch.setattr(service.hosting.hosts["sorter"], "draw", lambda count, seed: 1 / 0)
+    told = problem(service.client.get("/v1/puzzles", params={"model": "sorter"}))
+    assert (told["status"], told["type"]) == (500, "urn:loopwise:problem:internal")
+    assert "division" not in told["detail"]
+    assert service.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("member", ["stream", "trace"])
+def test_a_puzzle_that_cannot_be_read_counts(service, member):
+    """A puzzle that cannot be read is counted as invalid, with its steps asked for and without."""
+    before = service.gauge("loopwise_requests_total", model="sorter", finish_reason="invalid")
+    for members in ({}, {member: True}):
+        assert service.solve(model="sorter", puzzle=[99], **members).status_code == 422
+    assert service.gauge("loopwise_requests_total", model="sorter", finish_reason="invalid") == before + 2
+
+
+def test_the_steps_that_are_kept_are_bounded(service, monkeypatch):
+    """A trace of more positions than are kept says so; a stream whose steps were not all kept has no result."""
+    monkeypatch.setattr("loopwise.serving.streaming.MOST_POSITIONS", 10)
+    (result,) = service.solve(model="counting", puzzle=[30, 1], budget=20, trace=True).json()["results"]
+    assert (len(result["trace"]), result["trace_complete"], result["steps"]) == (5, False, 20)
+    monkeypatch.setattr("loopwise.serving.streaming.MOST_POSITIONS", 0)
+    told = events(service.solve(model="counting", puzzle=[30, 1], budget=3, stream=True).text)
+    assert [name for name, _ in told] == ["error", ""]
+    assert told[0][1]["type"] == "urn:loopwise:problem:slow-reader"
+
+
 def test_the_metrics_have_the_names_that_people_know(service):
     """Counters and histograms of requests are there, and count."""
     before = service.gauge("loopwise_requests_total", model="counting", finish_reason="halted")

@@ -95,6 +95,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(service):
 def test_who_goes_away_frees_the_slots(service, members):
     """A caller that closes the connection, in the middle of a stream too, is given up, and counted as cancelled."""
     before = service.gauge("loopwise_requests_total", finish_reason="cancelled")
+    gone = service.gauge("loopwise_http_responses_total", status="499")
     connection = send(service, forever(**members))
     until(lambda: service.gauge("loopwise_requests_running") > 0)
     if "stream" in members:
@@ -103,6 +104,19 @@ def test_who_goes_away_frees_the_slots(service, members):
     connection.close()
     until(service.idle)
     assert service.gauge("loopwise_requests_total", finish_reason="cancelled") == before + 1
+    until(lambda: service.gauge("loopwise_http_responses_total", status="499") == gone + 1)
+
+
+def test_who_goes_away_in_the_middle_of_a_body_is_no_error(service):
+    """A caller that closes the connection before its body is complete is counted as gone, and nothing else."""
+    connection = send(service, b"{}")
+    assert b" 422 " in connection.recv(1000)
+    connection.sendall(b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    connection.sendall(b"Content-Length: 100\r\n\r\n{")
+    until(lambda: service.hosting.bytes_held == 1)
+    connection.close()
+    until(lambda: service.gauge("loopwise_http_responses_total", status="499") == 1)
+    assert not service.gauge("loopwise_http_responses_total", status="500")
 
 
 def test_a_stream_that_nobody_reads_is_given_up(service):
