@@ -1,6 +1,7 @@
 """Puzzles over HTTP: answers, errors, steps as they happen, and what is told of models and tasks."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -285,6 +286,35 @@ def test_the_page_may_load_nothing_from_elsewhere(service):
     assert response.headers["x-request-id"] != service.client.get("/").headers["x-request-id"]
 
 
+def test_what_nobody_foresaw_is_a_problem_without_its_traceback(service, monkeypatch):
+    """An error that nobody foresaw is told as a problem like all others, and what it was stays in the log."""
+    monkeypatch.setattr(service.hosting.hosts["sorter"], "draw", lambda count, seed: 1 / 0)
+    told = problem(service.client.get("/v1/puzzles", params={"model": "sorter"}))
+    assert (told["status"], told["type"]) == (500, "urn:loopwise:problem:internal")
+    assert "division" not in told["detail"]
+    assert service.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("member", ["stream", "trace"])
+def test_a_puzzle_that_cannot_be_read_counts(service, member):
+    """A puzzle that cannot be read is counted as invalid, with its steps asked for and without."""
+    before = service.gauge("loopwise_requests_total", model="sorter", finish_reason="invalid")
+    for members in ({}, {member: True}):
+        assert service.solve(model="sorter", puzzle=[99], **members).status_code == 422
+    assert service.gauge("loopwise_requests_total", model="sorter", finish_reason="invalid") == before + 2
+
+
+def test_the_steps_that_are_kept_are_bounded(service, monkeypatch):
+    """A trace of more positions than are kept says so; a stream whose steps were not all kept has no result."""
+    monkeypatch.setattr("loopwise.serving.streaming.MOST_POSITIONS", 10)
+    (result,) = service.solve(model="counting", puzzle=[30, 1], budget=20, trace=True).json()["results"]
+    assert (len(result["trace"]), result["trace_complete"], result["steps"]) == (5, False, 20)
+    monkeypatch.setattr("loopwise.serving.streaming.MOST_POSITIONS", 0)
+    told = events(service.solve(model="counting", puzzle=[30, 1], budget=3, stream=True).text)
+    assert [name for name, _ in told] == ["error", ""]
+    assert told[0][1]["type"] == "urn:loopwise:problem:slow-reader"
+
+
 def test_the_metrics_have_the_names_that_people_know(service):
     """Counters and histograms of requests are there, and count."""
     before = service.gauge("loopwise_requests_total", model="counting", finish_reason="halted")
@@ -298,6 +328,19 @@ def test_the_metrics_have_the_names_that_people_know(service):
     assert "&" not in service.client.get("/metrics").text.split("finish_reason", 1)[1].split("\n")[0]
     service.solve(model="counting", puzzle=[2, 1], budget="halted&halted&converged=1&halted|steps=9")
     assert service.gauge("loopwise_requests_total", finish_reason="converged&halted") == 1
+
+
+def test_several_processes_tell_of_the_fullest(tmp_path):
+    """Passes of several processes are added up; the share of the slots that are taken is the largest, no sum."""
+    script = (
+        "import os, sys; from loopwise.serving.metrics import Meters; meters = Meters()\n"
+        "child = os.fork(); meters.look('m', (4, 0, 4) if child else (1, 0, 2))\n"
+        "if child: os.waitpid(child, 0); sys.stdout.write(meters.text().decode())"
+    )
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert 'loopwise_requests_running{model="m"} 5.0' in told.stdout
+    assert 'loopwise_slot_occupancy{model="m"} 1.0' in told.stdout
 
 
 def test_the_document_tells_the_truth(service):

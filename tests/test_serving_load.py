@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from loopwise.cli import main
@@ -17,6 +19,7 @@ from loopwise.errors import ConfigError
 from loopwise.serving.guard import read_body
 from loopwise.serving.problems import Problem
 from loopwise.serving.settings import Settings, name_models
+from loopwise.serving.workers import NO_MODEL
 from service import ENDLESS, Process, Running, counting_folder, events, gauge, until
 
 
@@ -92,6 +95,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(service):
 def test_who_goes_away_frees_the_slots(service, members):
     """A caller that closes the connection, in the middle of a stream too, is given up, and counted as cancelled."""
     before = service.gauge("loopwise_requests_total", finish_reason="cancelled")
+    gone = service.gauge("loopwise_http_responses_total", status="499")
     connection = send(service, forever(**members))
     until(lambda: service.gauge("loopwise_requests_running") > 0)
     if "stream" in members:
@@ -100,6 +104,19 @@ def test_who_goes_away_frees_the_slots(service, members):
     connection.close()
     until(service.idle)
     assert service.gauge("loopwise_requests_total", finish_reason="cancelled") == before + 1
+    until(lambda: service.gauge("loopwise_http_responses_total", status="499") == gone + 1)
+
+
+def test_who_goes_away_in_the_middle_of_a_body_is_no_error(service):
+    """A caller that closes the connection before its body is complete is counted as gone, and nothing else."""
+    connection = send(service, b"{}")
+    assert b" 422 " in connection.recv(1000)
+    connection.sendall(b"POST /v1/solve HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+    connection.sendall(b"Content-Length: 100\r\n\r\n{")
+    until(lambda: service.hosting.bytes_held == 1)
+    connection.close()
+    until(lambda: service.gauge("loopwise_http_responses_total", status="499") == 1)
+    assert not service.gauge("loopwise_http_responses_total", status="500")
 
 
 def test_a_stream_that_nobody_reads_is_given_up(service):
@@ -107,6 +124,16 @@ def test_a_stream_that_nobody_reads_is_given_up(service):
     connection = send(service, forever(stream=True), room=2048)
     until(lambda: service.gauge("loopwise_requests_running") == 1)
     until(service.idle)
+    connection.close()
+
+
+def test_an_answer_that_nobody_reads_is_given_up_whatever_else_is_sent(service):
+    """A second request on a connection whose answer is not read does not keep the connection open."""
+    connection = send(service, forever(budget=4000, trace=True), room=2048)
+    until(lambda: any(each.flow.write_paused for each in list(service.server.server_state.connections)))
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    service.client.close()  # whose own connection is open, too
+    until(lambda: not service.server.server_state.connections, seconds=20)
     connection.close()
 
 
@@ -210,6 +237,7 @@ def test_puzzles_are_not_taken_before_the_weights_are_warm(counting, monkeypatch
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         assert service.client.get("/v1/models").json()["models"] == [{"name": "counting", "ready": False, "slots": 3}]
         assert service.client.get("/v1/tasks").json() == {"tasks": []}
+        assert 'loopwise_ready{model="counting"} 0.0' in service.client.get("/metrics").text
         gate.set()
         until(lambda: service.client.get("/readyz").status_code == 200)
         assert service.solve(puzzle=[1, 1]).status_code == 200
@@ -375,12 +403,31 @@ def test_several_processes_share_the_work_and_replace_each_other(sorter):
         until(lambda: gauge(service.client, "loopwise_requests_total") == found[200])
         assert gauge(service.client, "loopwise_ready") == 2
         os.kill(min(workers), signal.SIGKILL)
-        until(lambda: len(service.events("model ready")) == 3)
+        until(lambda: service.events("process died"))
+        while len(service.events("model ready")) < 3:
+            # Each on a connection of its own, which the new process must not take before it is warm.
+            assert httpx.get(f"{service.client.base_url}/readyz").status_code == 200
         until(lambda: gauge(service.client, "loopwise_ready") == 2)
         assert service.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(30) == 0
         assert len(service.events("ended")) == 2
+
+
+def test_a_process_that_cannot_load_again_leaves_the_others_alone(sorter, tmp_path):
+    """Where a process dies and its successor cannot load the model, the others serve on, and it is tried again."""
+    folder = shutil.copytree(sorter, tmp_path / "model")
+    with Process(f"sorting={folder}", "--slots", "2", "--workers", "2") as service:
+        service.ready()
+        until(lambda: len(service.events("model ready")) == 2)
+        workers = psutil.Process(service.process.pid).children()
+        serving = [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
+        folder.rename(tmp_path / "away")
+        serving[0].kill()
+        until(lambda: NO_MODEL in [record["exit_code"] for record in service.events("process died")])
+        assert service.client.post("/v1/solve", json={"puzzle": [3, 1]}).status_code == 200
+        (tmp_path / "away").rename(folder)
+        until(lambda: len(service.events("model ready")) == 3)
 
 
 def test_killed_processes_leave_the_port(sorter):

@@ -1,6 +1,7 @@
 """Puzzles submitted one by one, by many callers at once, to a solver that works beside them."""
 
 import asyncio
+import contextlib
 import gc
 import random
 import threading
@@ -305,6 +306,36 @@ def test_a_view_is_watched_from_the_puzzles_own_side():
     assert set(last) == {0, 1, 2}
     assert last[0].answer.tolist() == solution.tokens.tolist()
     assert [last[start].logits is None for start in range(3)] == [False, True, True]
+
+
+class Astray(Sorting):
+    """A user's task whose views have no way back."""
+
+    def augment(self, inputs, labels, rng):
+        return inputs, labels, lost
+
+
+def lost(answer):
+    raise ValueError("lost")
+
+
+@pytest.mark.parametrize("select", ["first", "verified,first"])
+def test_a_view_without_a_way_back_is_an_error_of_its_own_puzzle(select, caplog):
+    """Where a user's task fails to see an answer from the puzzle's side, watched or checked, its own puzzle gets the
+    error, once in the log; the engine goes on for all others.
+    """
+    task = Astray(SortingConfig(n=6))
+    reasoner = TRM(TRMConfig(hidden_size=16, num_heads=2, registers=1, width_multiple=8), task.spec)
+    model = Model(task=task, reasoner=reasoner, gradient=LastCycle(), halting=Correctness(HaltingConfig(max_steps=4)))
+    with Solver(model, slots=4, device="cpu") as solver:
+        budget = "verified|steps=3"
+        other = solver.begin([2, 1, 3], 40)
+        views = Starts(count=2, views=True, select=tuple(select.split(",")))
+        failing = solver.begin([3, 1, 2], budget, starts=views, watch=lambda glimpse: None)
+        with contextlib.suppress(ValueError):  # unless the puzzle itself is chosen
+            failing.result()
+        assert other.result().steps == 40
+    assert len(caplog.records) == 1
 
 
 def test_the_load_is_told(solver):

@@ -9,7 +9,8 @@
     ├── ExportError          the exported graphs do not compute what the model does; nothing was written
     ├── SolvingError         a puzzle that can be read gets no answer: the network's numbers are no longer finite
     │   ├── DeadlineError    its time was over before its first step
-    │   └── QueueFullError   too many puzzles wait already
+    │   ├── QueueFullError   too many puzzles wait already
+    │   └── ClosedError      the solver was closed before
     └── TrainingError        training cannot go on (not-a-number, diverged); the last good state is kept
 
 A message says what is wrong and what to do about it, in one line.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 __all__ = [
     "CheckpointError",
+    "ClosedError",
     "ConfigError",
     "DataError",
     "DeadlineError",
@@ -74,3 +76,7 @@ class DeadlineError(SolvingError):
 
 class QueueFullError(SolvingError):
     """Too many puzzles wait already."""
+
+
+class ClosedError(SolvingError):
+    """The solver was closed before the puzzle was solved."""

@@ -59,7 +59,7 @@ class Arguments:
     max_steps: int = 1024
     """Most supervision steps of one start; a budget that asks for more ends here."""
     max_seconds: float = 60.0
-    """Most seconds that a request may take."""
+    """Most seconds that a request may take once it has been read."""
     max_body: int = 2**20
     """Most bytes of a request."""
     max_stretch: int = 4

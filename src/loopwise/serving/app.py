@@ -11,17 +11,17 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import loopwise
-from loopwise.errors import LoopwiseError
 from loopwise.serving import schemas
 from loopwise.serving.documentation import ERRORS, SOLVE, describe_api
-from loopwise.serving.guard import Guard, read_body
+from loopwise.serving.guard import GONE, Guard, read_body
 from loopwise.serving.hosting import Hosting
-from loopwise.serving.jobs import Job, Plan, make_plan
-from loopwise.serving.problems import JsonResponse, Problem, problem_of
+from loopwise.serving.jobs import Job, make_plan, reason
+from loopwise.serving.problems import JsonResponse, Problem, problem_of, to_json
 from loopwise.serving.results import conclude, conclude_one
 from loopwise.serving.settings import Settings
 from loopwise.serving.streaming import EventStream, Watch
@@ -49,7 +49,6 @@ def make_app(settings: Settings) -> Guard:
             "auto_configure": False,
         },  # nothing leaves unasked
     )
-    app.state.hosting = hosting
     _add_errors(app)
     _add_health(app, hosting)
     _add_lists(app, hosting)
@@ -73,9 +72,17 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         return Problem(422, "option", _sentence(error.errors())).response()
 
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=GONE)  # for the log; there is nobody to read it
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return Problem(500, "internal", "an internal error; the log says more").response()
+
     app.add_exception_handler(Problem, problem)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid)  # type: ignore[arg-type]
+    app.add_exception_handler(ClientDisconnect, gone)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, unforeseen)
 
 
 def _add_health(app: FastAPI, hosting: Hosting) -> None:
@@ -148,7 +155,7 @@ def _add_solve(app: FastAPI, hosting: Hosting) -> None:
     @app.post(
         "/v1/solve",
         summary="Solve one puzzle or several",
-        responses={status: ERRORS[status] for status in ERRORS},
+        responses=ERRORS,
         openapi_extra=SOLVE,
     )
     async def solve(request: Request) -> Response:
@@ -157,18 +164,9 @@ def _add_solve(app: FastAPI, hosting: Hosting) -> None:
         `error`), then `[DONE]`. Who goes away is given up.
         """
         hosting.check_open()
-        body = await read_body(request.scope, request.receive, hosting)
-        asked = _read(body)
-        host = hosting.host(asked.model)
-        plan = make_plan(asked, host)
         notes = request.scope["loopwise"]
-        notes |= {"model": host.name, "puzzles": len(plan.puzzles)}
-        try:
-            watch = Watch(host, asked.puzzle) if asked.stream or asked.trace else None
-        except LoopwiseError as error:
-            raise problem_of(error) from None
-        hosting.check_open()
-        job = Job(host, plan, watch)
+        # Neither the body nor the request is kept while it is solved, only the puzzles.
+        job, watch, stream = _make_job(_read(await read_body(request.scope, request.receive, hosting)), hosting, notes)
         hosting.take(job)
         gone = asyncio.create_task(_end_when_gone(request, job))
         limit = asyncio.get_running_loop().call_later(hosting.settings.max_seconds, job.end, "late")
@@ -176,27 +174,53 @@ def _add_solve(app: FastAPI, hosting: Hosting) -> None:
         job.ended.add_done_callback(lambda ended: limit.cancel())
         try:
             await job.begin()
-            if asked.stream and watch is not None:
+            if stream and watch is not None:
                 return EventStream(job, watch, lambda: conclude_one(job), hosting.settings.receive_seconds)
-            await job.ended
+            await asyncio.shield(job.ended)  # which others wait for, too
         except asyncio.CancelledError:
             job.end("gone")
             raise
-        return _answer(job, plan, watch, notes)
+        notes["outcome"] = job.ended.result()
+        if job.ended.result() == "gone":
+            raise ClientDisconnect
+        return _answer(job, notes) if watch is None else await asyncio.to_thread(_answer_traced, job, watch, notes)
 
 
-def _answer(job: Job, plan: Plan, watch: Watch | None, notes: dict[str, Json]) -> Response:
+def _make_job(asked: schemas.SolveRequest, hosting: Hosting, notes: dict[str, Json]) -> tuple[Job, Watch | None, bool]:
+    """The job of a request, who watches its steps, and whether they are streamed. Raises Problem."""
+    host = hosting.host(asked.model)
+    plan = make_plan(asked, host)
+    notes |= {"model": host.name, "puzzles": len(plan.puzzles)}
+    try:
+        watch = Watch(host, asked.puzzle) if asked.stream or asked.trace else None
+    except Exception as error:  # of a user's task, too
+        host.meters.failed(host.name, reason(error))
+        raise problem_of(error) from None
+    hosting.check_open()
+    return Job(host, plan, watch), watch, asked.stream
+
+
+def _answer(job: Job, notes: dict[str, Json]) -> Response:
     """The response to a job that has ended."""
-    notes["outcome"] = job.ended.result()
-    if plan.several:
+    if job.plan.several:
         results = conclude(job)
         notes["failed"] = sum("error" in result for result in results)
     else:
         results = [conclude_one(job)]
         notes["steps"] = results[0]["total_steps"]
-    if watch is not None:
-        results[0] |= {"trace": list(watch.take()), "trace_complete": not watch.overflown}
     return JsonResponse({"model": job.host.name, "results": results})
+
+
+def _answer_traced(job: Job, watch: Watch, notes: dict[str, Json]) -> Response:
+    """The same with the steps. It may take a second and belongs in a thread of its own; each step is encoded by
+    itself, as one call of the encoder would keep the event loop waiting all the same.
+    """
+    result = conclude_one(job)
+    notes["steps"] = result["total_steps"]
+    steps = b",".join(to_json(step) for step in watch.take())
+    last = to_json(result | {"trace_complete": not watch.overflown}).removesuffix(b"}")
+    body = b'{"model":%b,"results":[%b,"trace":[%b]}]}' % (to_json(job.host.name), last, steps)
+    return Response(body, media_type="application/json")
 
 
 async def _end_when_gone(request: Request, job: Job) -> None:

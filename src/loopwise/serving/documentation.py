@@ -14,47 +14,45 @@ from loopwise.types import Json
 
 __all__ = ["ERRORS", "SOLVE", "describe_api"]
 
-EXAMPLES: dict[str, Problem] = {
-    "400": Problem(400, "json", "the body is no JSON: expected value at line 1 column 2"),
-    "401": Problem(401, "key", "show the service's key, as in Authorization: Bearer KEY"),
-    "404": Problem(404, "model", "there is no model 'sudoko', did you mean 'sudoku'?; served: sudoku"),
-    "408": Problem(408, "slow-body", "the body has not arrived within 10 s; send it faster"),
-    "413": Problem(413, "too-large", "a request may have 1048576 bytes; send fewer puzzles at a time"),
-    "415": Problem(415, "content-type", "send the request as Content-Type: application/json"),
-    "422": Problem(422, "puzzle", "the puzzle has 35 cells, a 6x6 sudoku has 36; write every cell"),
-    "429": Problem(
-        429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3
-    ),
-    "503": Problem(503, "not-ready", "the model sudoku-6x6 is being loaded", retry_after=1),
+EXAMPLES: dict[int, Problem] = {
+    400: Problem(400, "json", "the body is no JSON: expected value at line 1 column 2"),
+    401: Problem(401, "key", "show the service's key, as in Authorization: Bearer KEY"),
+    404: Problem(404, "model", "there is no model 'sudoko', did you mean 'sudoku'?; served: sudoku"),
+    408: Problem(408, "slow-body", "the body has not arrived within 10 s; send it faster"),
+    413: Problem(413, "too-large", "a request may have 1048576 bytes; send fewer puzzles at a time"),
+    415: Problem(415, "content-type", "send the request as Content-Type: application/json"),
+    422: Problem(422, "puzzle", "the puzzle has 35 cells, a 6x6 sudoku has 36; write every cell"),
+    429: Problem(429, "queue-full", "1088 starts of puzzles are on their way already; ask again later", retry_after=3),
+    503: Problem(503, "not-ready", "the model sudoku-6x6 is being loaded", retry_after=1),
 }
 
 MEANINGS = {
-    "400": "The body is no JSON, or the service is not known by the name in Host.",
-    "401": "The service has a key, and the request does not show it.",
-    "404": "There is no such model, or no such path.",
-    "408": "The body has not arrived in time.",
-    "413": "The body is too large, or has too many puzzles.",
-    "415": "The body is not sent as application/json.",
-    "422": "The puzzle cannot be read, or an option makes no sense.",
-    "429": "Too much is on its way already, or a deadline passed before the first step.",
-    "503": "Not ready yet, shutting down, or the service's own time limit has passed.",
+    400: "The body is no JSON, or the service is not known by the name in Host.",
+    401: "The service has a key, and the request does not show it.",
+    404: "There is no such model, or no such path.",
+    408: "The body has not arrived in time.",
+    413: "The body is too large, or has too many puzzles.",
+    415: "The body is not sent as application/json.",
+    422: "The puzzle cannot be read, or an option makes no sense.",
+    429: "Too much is on its way already, or a deadline passed before the first step.",
+    503: "Not ready yet, shutting down, or the service's own time limit has passed.",
 }
 
 PROBLEM = {"$ref": "#/components/schemas/ProblemBody"}
 
 
-def _error(status: str) -> dict[str, Json]:
+def _error(status: int) -> dict[str, Json]:
     found: dict[str, Json] = {
         "description": MEANINGS[status],
         "content": {PROBLEM_JSON: {"schema": PROBLEM, "example": EXAMPLES[status].body()}},
     }
-    if status in ("429", "503"):
+    if status in (429, 503):
         schema = {"type": "integer"}
         found["headers"] = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": schema}}
     return found
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {int(status): _error(status) for status in MEANINGS}
+ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status) for status in MEANINGS}
 """Errors by status, for the routes to choose from."""
 
 STREAM: dict[str, Any] = {

@@ -18,7 +18,10 @@ from loopwise.serving.logs import log
 from loopwise.serving.problems import Problem
 from loopwise.types import Json
 
-__all__ = ["OPEN_PATHS", "Guard", "read_body"]
+__all__ = ["GONE", "OPEN_PATHS", "Guard", "read_body"]
+
+GONE = 499
+"""Status, in log and metrics alone, of a request whose caller has gone away."""
 
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/openapi.json", "/favicon.ico")
 """What needs no key, and everything below /static/: the page asks for the key itself."""
@@ -88,22 +91,18 @@ class Guard:
                 await self.app(scope, receive, answer)
             except Problem as problem:
                 await problem.response()(scope, receive, answer)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
+        except Exception as error:  # the application has answered it already
             logging.getLogger("loopwise.serving").error("a request has failed", exc_info=error)
-            if not status:
-                await Problem(500, "internal", "an internal error; the log says more").response()(
-                    scope, receive, answer
-                )
         finally:
             self.hosting.in_flight -= 1
-            self.hosting.meters.responses.labels(str(status or 499)).inc()
+            if not status or notes.get("outcome") == "gone":  # a stream had its status before
+                status = GONE
+            self.hosting.meters.responses.labels(str(status)).inc()
             path, quiet = scope["path"], scope["path"] in ("/healthz", "/readyz", "/metrics")
             seconds = round(time.monotonic() - began, 6)
             level = logging.DEBUG if quiet else logging.INFO
             client = (scope.get("client") or ("",))[0]
-            fields = {"method": scope["method"], "path": path, "status": status or 499, "seconds": seconds}
+            fields = {"method": scope["method"], "path": path, "status": status, "seconds": seconds}
             log("request", level=level, id=name, client=client, **fields, **notes)
 
     def _let_in(self, scope: Scope) -> None:

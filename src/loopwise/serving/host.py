@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import loopwise
@@ -50,8 +51,10 @@ class Host:
         self._pool: Tokens | None = None  # [N, L] puzzles to draw from; None until they are there
         self._loss = "softmax"
         self._lock = threading.Lock()
-        self._on_the_way = 0
+        self.on_the_way = 0
+        """Passes that have been let in and have not ended."""
         self._rate, self._rated = 0.0, time.monotonic()
+        meters.ready.labels(name).set(0)  # it is told of from the start, not when it has come true
 
     def load(self) -> None:
         """Read the weights and solve a puzzle to warm them. Raises LoopwiseError."""
@@ -112,30 +115,25 @@ class Host:
                 413, "too-many", f"the request has {passes} starts of puzzles; at most {room} fit; send fewer at a time"
             )
         with self._lock:
-            if self._on_the_way + passes > room:
-                wait = self._on_the_way / self._rate if self._rate else 1.0
+            if self.on_the_way + passes > room:
+                wait = self.on_the_way / self._rate if self._rate else 1.0
                 raise Problem(
                     429,
                     "queue-full",
-                    f"{self._on_the_way} starts of puzzles are on their way already, at most {room} may be; "
+                    f"{self.on_the_way} starts of puzzles are on their way already, at most {room} may be; "
                     "ask again later",
                     retry_after=math.ceil(min(max(wait, 1.0), 60.0)),
                 )
-            self._on_the_way += passes
+            self.on_the_way += passes
 
     def release(self, passes: int) -> None:
         """So many passes have ended."""
         with self._lock:
-            self._on_the_way -= passes
+            self.on_the_way -= passes
             now = time.monotonic()
             # The rate of a Poisson process whose past fades away.
             self._rate = self._rate * math.exp((self._rated - now) / MEMORY) + passes / MEMORY
             self._rated = now
-
-    @property
-    def on_the_way(self) -> int:
-        """Passes that have been let in and have not ended."""
-        return self._on_the_way
 
     @property
     def max_length(self) -> int:
@@ -158,10 +156,10 @@ class Host:
         chosen = rng.choice(len(self._pool), size=count, replace=count > len(self._pool))
         return [_written(solver, self._pool[index]) for index in chosen]
 
-    def confidence(self, logits: torch.Tensor, tokens: Tokens) -> list[float]:
+    def confidence(self, logits: torch.Tensor, tokens: Tokens) -> npt.NDArray[np.float32]:
         """The probability of each of the tokens [L] by the logits [L, V], as the model's own loss understands them."""
         losses = LOSSES[self._loss](logits[None].cpu(), torch.as_tensor(tokens, dtype=torch.int64)[None])
-        return [round(value, 4) for value in torch.exp(-losses[0]).tolist()]
+        return torch.exp(-losses[0]).float().numpy()
 
     def describe(self) -> dict[str, Json]:
         """What /v1/models says of it."""

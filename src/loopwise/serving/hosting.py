@@ -45,8 +45,8 @@ class Hosting:
 
     @property
     def ready(self) -> bool:
-        """Whether every model can solve, and puzzles are taken."""
-        return not self.draining and all(host.ready for host in self.hosts.values())
+        """Whether every model can solve."""
+        return all(host.ready for host in self.hosts.values())
 
     def host(self, name: str | None) -> Host:
         """The model of a name, or the only one. Raises Problem."""

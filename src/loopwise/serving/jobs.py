@@ -21,7 +21,7 @@ from loopwise.solving.starts import Starts, as_starts
 from loopwise.tasks.base import Task
 from loopwise.types import Json
 
-__all__ = ["Job", "Outcome", "Plan", "make_plan"]
+__all__ = ["Job", "Outcome", "Plan", "make_plan", "reason"]
 
 Outcome: TypeAlias = Literal["done", "gone", "late", "refused", "slow"]
 """How a request ended: all puzzles have, the caller went away, the service's own time limit passed, the service shuts
@@ -44,7 +44,7 @@ class Plan:
 
 
 def make_plan(request: SolveRequest, host: Host) -> Plan:
-    """What a request asks of a model, within the ceilings. Raises Problem and ConfigError."""
+    """What a request asks of a model, within the ceilings. Raises Problem."""
     settings, solver = host.settings, host.solver
     puzzles = [request.puzzle] if request.puzzles is None else request.puzzles
     if len(puzzles) > settings.max_puzzles:
@@ -93,6 +93,8 @@ class Job:
         """Send the puzzles on their way."""
         solver, plan = self.host.solver, self.plan
         for index, puzzle in enumerate(plan.puzzles):
+            if index and not index % TURN:
+                await asyncio.sleep(0)
             if self.ended.done():
                 break
             self._begun = index + 1
@@ -104,8 +106,6 @@ class Job:
                 continue
             self._futures[index] = future
             future.add_done_callback(lambda done, index=index: self._take(index, done))  # type: ignore[misc]
-            if index % TURN == TURN - 1:
-                await asyncio.sleep(0)
 
     def end(self, outcome: Outcome) -> None:
         """Give up what is still on its way; what has ended already stays as it ended."""
@@ -140,7 +140,7 @@ class Job:
         if isinstance(result, Solution):
             self.host.meters.solved(self.host.name, result)
         else:
-            self.host.meters.failed(self.host.name, _reason(result))
+            self.host.meters.failed(self.host.name, reason(result))
         with self._lock:
             self.results[index] = result
             self._left -= 1
@@ -149,7 +149,7 @@ class Job:
             self.host.bell.ring(self.end, "done")
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The finish_reason of a puzzle without an answer."""
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client import multiprocess as several
@@ -24,8 +25,8 @@ class Meters:
         shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         model = ["model"]
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, model, registry=self.registry, multiprocess_mode="livesum")
+        def gauge(name: str, text: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+            return Gauge(name, text, model, registry=self.registry, multiprocess_mode=mode)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, text, model, registry=self.registry, buckets=buckets)
@@ -33,7 +34,11 @@ class Meters:
         self.running = gauge("loopwise_requests_running", "Passes in slots; a puzzle has one for each of its starts.")
         self.waiting = gauge("loopwise_requests_waiting", "Passes that wait for a slot.")
         self.slots = gauge("loopwise_slots", "Slots of a puzzle length.")
-        self.occupancy = gauge("loopwise_slot_occupancy", "Share of the slots that are computed which hold a pass.")
+        self.occupancy = gauge(
+            "loopwise_slot_occupancy",
+            "Share of the slots that are computed which hold a pass; of several processes, the largest.",
+            "livemax",  # a sum of shares would be none
+        )
         self.ready = gauge("loopwise_ready", "Processes whose weights are warm.")
         self.latency = histogram(
             "loopwise_request_latency_seconds", "From the arrival of a puzzle to its answer.", SECONDS

@@ -9,7 +9,15 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from loopwise.errors import ConfigError, DataError, DeadlineError, LoopwiseError, PuzzleError, QueueFullError
+from loopwise.errors import (
+    ClosedError,
+    ConfigError,
+    DataError,
+    DeadlineError,
+    LoopwiseError,
+    PuzzleError,
+    QueueFullError,
+)
 from loopwise.types import Json
 
 __all__ = ["PROBLEM_JSON", "JsonResponse", "Problem", "problem_of", "to_json"]
@@ -18,14 +26,17 @@ PROBLEM_JSON = "application/problem+json"
 
 TOO_MANY = 429
 
+UNAVAILABLE = 503
+
 KINDS: dict[type[LoopwiseError], tuple[int, str]] = {
     PuzzleError: (422, "puzzle"),
     ConfigError: (422, "option"),
     DataError: (422, "data"),
     QueueFullError: (TOO_MANY, "queue-full"),
     DeadlineError: (TOO_MANY, "deadline"),
+    ClosedError: (UNAVAILABLE, "shutting-down"),
 }
-"""Status and name of the problems that solving a puzzle may have by the caller's doing."""
+"""Status and name of the problems that are foreseen where a puzzle is solved."""
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
@@ -79,8 +90,8 @@ def to_json(content: Json) -> bytes:
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def problem_of(error: BaseException, *, noisy: bool = False, retry_after: int = 1) -> Problem:
-    """The problem of an error that solving a puzzle has raised; `noisy` where the request asked for noise.
+def problem_of(error: BaseException) -> Problem:
+    """The problem of an error that solving a puzzle has raised.
 
     What nobody foresaw is logged with its traceback and told without.
     """
@@ -88,9 +99,9 @@ def problem_of(error: BaseException, *, noisy: bool = False, retry_after: int = 
         return error
     for kind, (status, name) in KINDS.items():
         if isinstance(error, kind):
-            return Problem(status, name, str(error), retry_after=retry_after if status == TOO_MANY else None)
+            return Problem(status, name, str(error), retry_after=1 if status in (TOO_MANY, UNAVAILABLE) else None)
     if isinstance(error, LoopwiseError):
-        # Numbers that are not finite: of the caller's noise, or of the weights.
-        return Problem(422 if noisy else 500, "not-finite", str(error))
+        # Numbers that are not finite, by the weights' doing: what is told is of the start that never has noise.
+        return Problem(500, "not-finite", str(error))
     logging.getLogger("loopwise.serving").error("a puzzle has failed", exc_info=error)
     return Problem(500, "internal", "an internal error; the server's log says more")

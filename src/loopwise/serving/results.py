@@ -9,7 +9,7 @@ from loopwise.serving.problems import Problem, problem_of
 from loopwise.solving.solution import Solution
 from loopwise.types import Json
 
-__all__ = ["conclude", "conclude_one"]
+__all__ = ["conclude", "conclude_one", "slow_reader"]
 
 
 def conclude(job: Job) -> list[dict[str, Json]]:
@@ -38,9 +38,7 @@ def _told(job: Job, result: Solution | BaseException | None) -> dict[str, Json]:
     if isinstance(result, BaseException):
         if job.ended.done() and job.ended.result() == "refused":
             raise _given_up(job)
-        starts = job.plan.starts
-        noisy = starts.count > 1 and bool(starts.sigma_init or starts.sigma_step)
-        raise problem_of(result, noisy=noisy)
+        raise problem_of(result)
     return _record(result)
 
 
@@ -56,8 +54,13 @@ def _given_up(job: Job) -> Problem:
             retry_after=1,
         )
     if outcome == "slow":
-        return Problem(429, "slow-reader", "the steps were not read as fast as they came", retry_after=1)
+        return slow_reader()
     return Problem(503, "shutting-down", "the service is shutting down", retry_after=1)
+
+
+def slow_reader() -> Problem:
+    """Why a stream has no result whose steps were not all sent."""
+    return Problem(429, "slow-reader", "the steps were not read as fast as they came", retry_after=1)
 
 
 def _record(solution: Solution) -> dict[str, Json]:
@@ -76,5 +79,5 @@ def _record(solution: Solution) -> dict[str, Json]:
     if isinstance(solution.single, Solution):
         record["single"] = _record(solution.single)
     elif solution.single is not None:
-        record["single"] = {"error": problem_of(solution.single, noisy=True).body()}
+        record["single"] = {"error": problem_of(solution.single).body()}
     return record

@@ -50,7 +50,10 @@ class SolveRequest(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Fixes the views and the noise of several starts.")
     deadline: float | None = Field(
-        None, gt=0, le=86400, description="Seconds from the request's arrival, waiting included, after which it stops."
+        None,
+        gt=0,
+        le=86400,
+        description="Seconds after which it stops, from when the request has been read, waiting included.",
     )
     stream: bool = Field(False, description="Send every step as an event; for one puzzle.")
     trace: bool = Field(False, description="Put every step into the result; for one puzzle.")
@@ -106,7 +109,7 @@ class Result(BaseModel):
     start: int | None = Field(None, description="Number of the start that the answer comes from; 0 is the single pass.")
     total_steps: int | None = Field(None, description="Supervision steps of all starts.")
     residual: float | None = None
-    tokens: list[int] | None = Field(None, description="With stream or trace: the answer as numbers into the symbols.")
+    tokens: list[int] | None = Field(None, description="Of one puzzle: the answer as numbers into the symbols.")
     single: Result | None = Field(None, description="With several starts: what the single pass alone came to.")
     trace: list[StepEvent] | None = Field(None, description="With trace: every step.")
     trace_complete: bool | None = Field(None, description="With trace: false where there were too many steps to keep.")

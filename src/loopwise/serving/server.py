@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import resource
 import socket
 import time
@@ -32,10 +33,9 @@ SEND_BUFFER = 2**18
 """Bytes of a connection that the system keeps for a caller who does not read; it would keep megabytes by itself."""
 
 QUIET = 0.5
-"""Seconds without a puzzle on its way after which a draining service takes no more connections, and then once more as
-long, in which those that are open still hear that it ends.
+"""Seconds without a puzzle or an answer on its way after which a draining service takes no more connections, and then
+once more as long, in which those that are open still hear that it ends.
 """
-
 
 HURRY = 0.2
 """Seconds that remain for telling those who are refused, where a second signal has come."""
@@ -55,6 +55,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a request's head, from its first byte on."""
         super().data_received(data)
+        if self.flow.write_paused:
+            return  # the timer waits for the other side to read, whatever else it sends
         if self.cycle is not None and not self.cycle.response_complete:
             self._rest()
         elif self._timer is None:
@@ -97,11 +99,14 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Ends in order: after SIGTERM or Ctrl-C no more puzzles are taken, those on their way may finish within the drain
     time, the rest is refused, and then it ends. A second signal ends it at once.
+
+    `warm`, which several processes share, says whether the models of one of them have been warm.
     """
 
-    def __init__(self, config: uvicorn.Config, hosting: Hosting) -> None:
+    def __init__(self, config: uvicorn.Config, hosting: Hosting, warm: ctypes.c_bool) -> None:
         super().__init__(config)
         self.hosting = hosting
+        self.warm = warm
         self._asked_at = 0.0
         self._busy_at = 0.0
 
@@ -112,8 +117,16 @@ class Server(uvicorn.Server):
         self.hosting.draining = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to load the models, and listen."""
-        self.hosting.start()
+        """Begin to load the models, and listen: where others serve already, not before the models are warm, as callers
+        would be turned away whom others can serve.
+        """
+        hosting = self.hosting
+        hosting.start()
+        while self.warm.value and not (hosting.ready or hosting.failure or hosting.draining):
+            await asyncio.sleep(0.05)
+        if hosting.failure is not None or hosting.draining:
+            self.should_exit = True  # without having listened
+            return
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -131,11 +144,14 @@ class Server(uvicorn.Server):
         hosting.look()
         if hosting.failure is not None:
             return True
+        if hosting.ready:
+            self.warm.value = True
         if hosting.draining:
             if not self._asked_at:
                 self._asked_at = self._busy_at = now
                 log("draining", in_flight=hosting.in_flight, drain_seconds=hosting.settings.drain_seconds)
-            if hosting.jobs:
+            # An answer that is being written is on its way, too; who does not read it is cut off by the connection.
+            if hosting.jobs or any(each.transport.get_write_buffer_size() for each in self.server_state.connections):
                 self._busy_at = now
             late = now - self._asked_at > hosting.settings.drain_seconds
             if late:
@@ -172,8 +188,8 @@ def listen(settings: Settings) -> socket.socket:
     return listening
 
 
-def make_server(guard: Guard) -> Server:
-    """A server of an application."""
+def make_server(guard: Guard, warm: ctypes.c_bool | None = None) -> Server:
+    """A server of an application; `warm` as in Server."""
     hosting = guard.hosting
     protocol: Any = type("Connection", (Connection,), {"receive_seconds": hosting.settings.receive_seconds})
     config = uvicorn.Config(
@@ -188,15 +204,15 @@ def make_server(guard: Guard) -> Server:
         timeout_graceful_shutdown=5,
         backlog=BACKLOG,
     )
-    return Server(config, hosting)
+    return Server(config, hosting, ctypes.c_bool(False) if warm is None else warm)
 
 
-def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serve until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+def serve(settings: Settings, listening: socket.socket, warm: ctypes.c_bool | None = None) -> None:
+    """Serve until a signal ends it; `warm` as in Server. Raises LoopwiseError where a model cannot be loaded."""
     # HTTP needs a core too: with all of them taken by the engines, both were measured to be slower (docs/serving.md).
     torch.set_num_threads(settings.threads or max(1, (torch.get_num_threads() - 1) // settings.workers))
     _allow_connections()
-    server = make_server(make_app(settings))
+    server = make_server(make_app(settings), warm)
     server.run(sockets=[listening])
     failure = server.hosting.failure
     if isinstance(failure, LoopwiseError):

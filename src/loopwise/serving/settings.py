@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from loopwise.errors import ConfigError
 
-__all__ = ["Settings", "is_loopback", "name_models"]
+__all__ = ["Settings", "name_models"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Settings:
     max_steps: int = 1024
     """Supervision steps of one start."""
     max_seconds: float = 60.0
-    """From the arrival of a request to its answer."""
+    """From when the body of a request has been read to its answer."""
     max_body: int = 2**20
     """Bytes of a request's body."""
     max_stretch: int = 4
@@ -74,7 +74,7 @@ class Settings:
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
         if self.key and (len(self.key) < 16 or not self.key.isascii() or not self.key.isprintable() or " " in self.key):
             raise ConfigError("the key must have 16 characters or more, all of them printable ASCII without spaces")
-        if not self.key and not is_loopback(self.host):
+        if not self.key and not _is_loopback(self.host):
             raise ConfigError(
                 f"--host {self.host} can be reached from other machines, so requests must show a key: write one into a "
                 "file and name it with --key-file, or set LOOPWISE_KEY"
@@ -82,7 +82,7 @@ class Settings:
         return self
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Whether an address can be reached from this machine alone."""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -6,14 +6,17 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from loopwise.serving.host import Host
 from loopwise.serving.jobs import Job
 from loopwise.serving.problems import Problem, to_json
+from loopwise.serving.results import slow_reader
 from loopwise.solving.solution import Glimpse
 from loopwise.types import Json, Tokens
 
@@ -22,12 +25,17 @@ __all__ = ["MOST_STEPS", "EventStream", "Watch", "event"]
 MOST_STEPS = 4096
 """Of one request, that are kept for a caller who does not read them, or for a trace."""
 
+MOST_POSITIONS = 2**20
+"""Of all those steps together; told, they are tens of megabytes."""
+
 HEARTBEAT = 10.0
 """Seconds after which a silent stream gets a comment, so that nobody between takes the connection for dead."""
 
+Confidence: TypeAlias = npt.NDArray[np.float32]
+
 
 class Watch:
-    """Takes the steps of one puzzle from the engine's thread; the event loop reads them."""
+    """Takes the steps of one puzzle from the engine's thread; another reads them."""
 
     def __init__(self, host: Host, puzzle: Json) -> None:
         self.host = host
@@ -35,13 +43,14 @@ class Watch:
         self.news = asyncio.Event()
         self._puzzle = puzzle
         self._tokens: Tokens = host.solver.read(puzzle)
-        self._checked = not host.solver.task.foreign_rules  # foreign code could hold the event loop up
-        self._seen: deque[tuple[Glimpse, list[float] | None]] = deque()
+        self._most = min(MOST_STEPS, MOST_POSITIONS // max(len(self._tokens), 1))
+        self._checked = not host.solver.task.foreign_rules  # foreign code may raise, or never return
+        self._seen: deque[tuple[Glimpse, Confidence | None]] = deque()
         self._previous: dict[int, Tokens] = {}
 
     def __call__(self, glimpse: Glimpse) -> None:
         """Note a step, in the engine's thread, where nothing may fail: what is left out is only less to look at."""
-        if len(self._seen) >= MOST_STEPS:
+        if len(self._seen) >= self._most:
             self.overflown = True
             return
         answer = np.array(glimpse.answer)
@@ -49,13 +58,18 @@ class Watch:
         self._seen.append((glimpse._replace(answer=answer, logits=None), confidence))
         self.host.bell.ring(self.news.set)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there are steps to take."""
+        return bool(self._seen)
+
     def take(self) -> Iterator[dict[str, Json]]:
-        """What has been seen since the last call, as JSON objects."""
+        """What has been seen since the last call, as JSON objects. To be called in one thread at a time."""
         while self._seen:
             glimpse, confidence = self._seen.popleft()
             yield self._told(glimpse, confidence)
 
-    def _told(self, glimpse: Glimpse, confidence: list[float] | None) -> dict[str, Json]:
+    def _told(self, glimpse: Glimpse, confidence: Confidence | None) -> dict[str, Json]:
         task, answer = self.host.solver.task, glimpse.answer
         before = self._previous.get(glimpse.start)
         self._previous[glimpse.start] = answer
@@ -68,7 +82,7 @@ class Watch:
             "changed": changed,
             "halt_probability": round(glimpse.halt_probability, 6),
             "residual": round(glimpse.residual, 6) if math.isfinite(glimpse.residual) else None,
-            "confidence": confidence,
+            "confidence": None if confidence is None else [round(share, 4) for share in confidence.tolist()],
             "violations": task.violations(self._tokens, answer) if self._checked else [],
             "verified": task.verify(self._tokens, answer) if self._checked else None,
         }
@@ -101,25 +115,28 @@ class EventStream(Response):
             self.job.ended.add_done_callback(lambda ended: self.watch.news.set())
             while not self.job.ended.done():
                 await self._steps(send)
+            scope["loopwise"]["outcome"] = self.job.ended.result()
             if self.job.ended.result() == "gone":
                 return
-            scope["loopwise"]["outcome"] = self.job.ended.result()
-            last = b"".join(event("step", step) for step in self.watch.take())
+            last = await asyncio.to_thread(self._events)
             try:
-                last += event("result", self.conclude())
+                result = self.conclude()
+                if self.watch.overflown:  # just before the end, or the job would have ended for it
+                    raise slow_reader()
+                last += event("result", result)
             except Problem as problem:
                 last += event("error", problem.body())
             body = last + b"data: [DONE]\n\n"
             await self._send(send, {"type": "http.response.body", "body": body, "more_body": False})
         except (TimeoutError, OSError):
-            self.job.end("gone")
+            scope["loopwise"]["outcome"] = "gone"
         finally:
             self.job.end("gone")
 
     async def _steps(self, send: Send) -> None:
         """Wait for steps and send them, together where there are several."""
         self.watch.news.clear()
-        chunk = b"".join(event("step", step) for step in self.watch.take())
+        chunk = await asyncio.to_thread(self._events) if self.watch.waiting else b""
         if not chunk:
             if self.job.ended.done():
                 return
@@ -132,6 +149,10 @@ class EventStream(Response):
         if self.watch.overflown:
             self.job.end("slow")
         await self._send(send, {"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def _events(self) -> bytes:
+        """The events of the steps that wait to be sent; in a thread, since there may be thousands."""
+        return b"".join(event("step", step) for step in self.watch.take())
 
     async def _send(self, send: Send, message: dict[str, Json]) -> None:
         async with asyncio.timeout(self.seconds):

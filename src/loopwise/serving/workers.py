@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -23,10 +24,10 @@ GRACE = 10.0
 """Seconds beyond the drain time after which a process that has not ended is killed."""
 
 SOON = 2.0
-"""A process that dies so many seconds after its start is not started again at once."""
+"""Where a process dies within so many seconds of its start, or cannot load, it is started again after as many."""
 
 NO_MODEL = 3
-"""Exit code of a process whose models cannot be loaded: to start it again would not help."""
+"""Exit code of a process whose models cannot be loaded. Until one has served, to start it again would not help."""
 
 
 class Workers:
@@ -38,16 +39,19 @@ class Workers:
         self._processes: list[BaseProcess] = []
         self._born: dict[int, float] = {}
         self._ending = 0.0
-        self._hurried = False
+        self._not_before = 0.0
+        self._failed = False
+        # Set by the first process whose models are warm. It has no lock, which a process could take to its death.
+        self._warm = multiprocessing.get_context("spawn").RawValue(ctypes.c_bool, False)
 
     def run(self) -> None:
-        """Run until a signal ends it. Raises LoopwiseError where a model cannot be loaded."""
+        """Run until a signal ends it. Raises LoopwiseError where a model cannot be loaded and none has served yet."""
         with tempfile.TemporaryDirectory(prefix="loopwise-metrics-") as folder:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
             before = {sig: signal.signal(sig, self._end) for sig in (signal.SIGTERM, signal.SIGINT)}
             try:
-                self._processes = [self._start() for _ in range(self.settings.workers)]
-                while self._processes:
+                self._fill()
+                while self._processes or not self._ending:
                     time.sleep(0.1)
                     self._look()
             finally:
@@ -56,17 +60,26 @@ class Workers:
                 for sig, handler in before.items():
                     signal.signal(sig, handler)
                 del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        if self._failed:
+            raise LoopwiseError("a process could not load its models; its log says why")
 
-    def _start(self) -> BaseProcess:
+    def _fill(self) -> None:
+        """Start as many as are missing."""
+        while len(self._processes) < self.settings.workers and not self._ending:
+            self._start()
+
+    def _start(self) -> None:
         # A fresh interpreter: torch's threads do not survive a fork.
-        process = multiprocessing.get_context("spawn").Process(target=_work, args=(self.settings, self.listening))
+        arguments = (self.settings, self.listening, self._warm)
+        process = multiprocessing.get_context("spawn").Process(target=_work, args=arguments)
         process.start()
+        self._processes.append(process)
         self._born[process.pid or 0] = time.monotonic()
-        return process
+        if self._ending:  # the signal came before it was in the list
+            process.terminate()
 
     def _end(self, sig: int, frame: FrameType | None) -> None:
         """Pass a signal on: the first lets the processes drain, the second ends them at once."""
-        self._hurried = bool(self._ending)
         self._ending = self._ending or time.monotonic()
         for process in self._processes:
             if process.is_alive() and process.pid:
@@ -83,16 +96,19 @@ class Workers:
             process.join()
             self._processes.remove(process)
             self._forget(process)
+            age = now - self._born.pop(process.pid or 0, 0.0)
             if self._ending:
                 continue
-            if process.exitcode == NO_MODEL:
+            unable = process.exitcode == NO_MODEL
+            if unable and not self._warm.value:
+                self._failed = True
                 self._end(signal.SIGTERM, None)
-                raise LoopwiseError("a process could not load its models; its log says why")
+                continue
             log("process died", pid=process.pid, exit_code=process.exitcode)
-            if now - self._born.pop(process.pid or 0, 0.0) < SOON:
-                time.sleep(SOON)
-            if not self._ending:
-                self._processes.append(self._start())
+            if unable or age < SOON:
+                self._not_before = now + SOON
+        if now >= self._not_before:
+            self._fill()
 
     def _forget(self, process: BaseProcess) -> None:
         """Let the gauges of a process that is gone no longer count."""
@@ -101,7 +117,7 @@ class Workers:
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
 
 
-def _work(settings: Settings, listening: socket.socket) -> None:
+def _work(settings: Settings, listening: socket.socket, warm: ctypes.c_bool) -> None:
     """One process."""
     from loopwise.runtime import keep_freed_memory
     from loopwise.serving.server import serve
@@ -111,7 +127,7 @@ def _work(settings: Settings, listening: socket.socket) -> None:
     keep_freed_memory()
     with to_standard_error():
         try:
-            serve(settings, listening)
+            serve(settings, listening, warm)
         except LoopwiseError as error:
             log("cannot serve", reason=str(error))
             sys.exit(NO_MODEL)

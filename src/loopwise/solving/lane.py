@@ -6,6 +6,7 @@ amplifies it: at equal slots a row gets the same answer, whoever its neighbours 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,9 @@ class Pass:
     step_flops: float
     """What a step costs, where the budget asks."""
     watch: Callable[[Progress, Tensor], None] | None = None
-    """Is shown every step: how far the pass is, and the logits [L, V] of its answer. Must not raise nor keep either."""
+    """Is shown every step: how far the pass is, and the logits [L, V] of its answer. Must keep neither; is shown no
+    more where it raises.
+    """
     most_steps: float = math.inf
     """It is cancelled after so many steps, where its budget has not stopped it until then."""
     slot: int | None = None
@@ -114,7 +117,7 @@ class Lane:
             if residuals is not None:
                 progress.residual = float(residuals[slot])
             if work.watch is not None and finite[slot]:
-                work.watch(progress, prediction.logits[slot])
+                _show(work, prediction.logits[slot])
             if not finite[slot]:
                 work.error = SolvingError(
                     f"the network's numbers are not finite after step {progress.steps}; "
@@ -148,6 +151,16 @@ class Lane:
         inputs = torch.as_tensor(tokens, dtype=torch.int64).to(device)
         self.batch = self.batch._replace(inputs=self.batch.inputs.index_copy(0, rows, inputs))
         self.answers[slots] = -1  # no answer, so that the first one counts as a change
+
+
+def _show(work: Pass, logits: Tensor) -> None:
+    """Show a step to who watches. Who fails is shown no more: it may be a user's task, and others are in the slots."""
+    assert work.watch is not None
+    try:
+        work.watch(work.progress, logits)
+    except Exception as error:
+        work.watch = None
+        logging.getLogger("loopwise").warning("a puzzle is no longer watched: %s", error or type(error).__name__)
 
 
 def computed_rows(slots: int) -> int:

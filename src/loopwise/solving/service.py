@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeAlias, cast
 
-from loopwise.errors import QueueFullError, SolvingError
+from loopwise.errors import ClosedError, QueueFullError
 from loopwise.solving.engine import Engine
 from loopwise.solving.solution import Request, Solution
 
@@ -39,12 +39,12 @@ class Service:
     def submit(self, enter: Callable[[Answer], Request]) -> Answer:
         """Let the thread make a request, whose passes have the future as their key; it gets the answer.
 
-        A future that is cancelled frees its slots. Raises QueueFullError, or SolvingError after `close`.
+        A future that is cancelled frees its slots. Raises QueueFullError, or ClosedError after `close`.
         """
         future: Answer = Future()
         with self._wake:
             if self._closed:
-                raise SolvingError("the solver is closed")
+                raise ClosedError("the solver is closed")
             if len(self._pending) >= self._most:
                 raise QueueFullError(
                     f"{self._most} puzzles are on their way already; try again later, or allow more with max_waiting"
@@ -61,7 +61,7 @@ class Service:
         return self._closed
 
     def close(self) -> None:
-        """End the thread. What is still on its way gets a SolvingError."""
+        """End the thread. What is still on its way gets a ClosedError."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -76,7 +76,7 @@ class Service:
                 self._wake.notify()
 
     def _run(self) -> None:
-        reason: BaseException = SolvingError("the solver was closed before the puzzle was solved")
+        reason: BaseException = ClosedError("the solver was closed before the puzzle was solved")
         try:
             while self._take():
                 for work in self.engine.step():

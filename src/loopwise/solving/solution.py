@@ -178,8 +178,12 @@ def _finished(work: Pass) -> bool:
 
 
 def _check(checker: Checker, puzzle: Tokens, inverse: Inverse, answer: Tokens) -> bool | None:
-    """What the rules say of an answer [L] to a view of the puzzle."""
-    return checker(puzzle, inverse(answer))
+    """What the rules say of an answer [L] to a view of the puzzle; undecided where a user's task finds no way back."""
+    try:
+        seen = inverse(answer)
+    except Exception:  # whoever asks for the answer hears of it; those in the other slots have nothing to do with it
+        return None
+    return checker(puzzle, seen)
 
 
 def _show(watch: Callable[[Glimpse], None], start: int, inverse: Inverse, progress: Progress, logits: Tensor) -> None:

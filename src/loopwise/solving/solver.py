@@ -182,7 +182,8 @@ class Solver:
     ) -> Answer:
         """As `submit`, for callers without an event loop: the answer is a future, and cancelling it frees the slot.
 
-        `watch` is shown every step of every start, in the thread that steps: it must be quick, and must not raise.
+        `watch` is shown every step of every start, in the thread that steps: it must be quick, and where it
+        raises, that start is shown no more.
         """
         tokens = self.read(puzzle)
         arguments = (
