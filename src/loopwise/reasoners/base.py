@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from loopwise.config import check
+from loopwise.errors import ConfigError
 from loopwise.types import Batch, Prediction, TaskSpec
 
 __all__ = [
@@ -76,6 +77,12 @@ class GradientPolicy(ABC, Generic[G]):
 @dataclass(frozen=True, kw_only=True)
 class ReasonerConfig:
     """Base of the options of a reasoner."""
+
+    def at_least_one(self, *names: str) -> None:
+        """Raise ConfigError where one of the named options is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
 C = TypeVar("C", bound=ReasonerConfig)

@@ -56,12 +56,6 @@ class EmbeddedConfig(ReasonerConfig):
         """Whether the weights serve puzzles of one length only."""
         return self.positions == "learned"
 
-    def at_least_one(self, *names: str) -> None:
-        """Raise ConfigError where one of the named options is below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-
 
 C = TypeVar("C", bound=EmbeddedConfig)
 

@@ -69,12 +69,6 @@ class SymbolConfig(ReasonerConfig):
                 "which rotary positions need"
             )
 
-    def at_least_one(self, *names: str) -> None:
-        """Raise ConfigError where one of the named options is below 1."""
-        for name in names:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-
 
 class _Groups(nn.Module):
     """Each group sees a weighted mean of its positions, and each position the mean of what its groups make of it."""
