@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ import tyro
 
 from loopwise.cli.parsing import parse, take_positional
 from loopwise.errors import ConfigError
-from loopwise.runtime import Device
+from loopwise.serving.settings import Options, Settings, name_models
 
 __all__ = ["main"]
 
@@ -33,47 +33,13 @@ as `Authorization: Bearer KEY`.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Options):
     """Options of loopwise serve."""
 
-    host: str = "127.0.0.1"
-    """Address to listen at."""
-    port: int = 8000
-    """Port to listen at; 0 takes a free one."""
     key_file: Annotated[str, tyro.conf.arg(metavar="FILE")] = ""
     """File with the key that requests must show; the environment variable LOOPWISE_KEY serves as well."""
     allow_host: tuple[str, ...] = ()
     """Further names by which requests may address the service, where there is no key (behind a proxy, say)."""
-    workers: int = 1
-    """Processes, each with all models and slots of its own."""
-    threads: int = 0
-    """CPU threads of the engines of a process; 0: all cores but one, shared among the processes."""
-    slots: int = 64
-    """Passes that a model works on side by side, in each process."""
-    max_waiting: int = 1024
-    """Passes that may wait for a slot; more are refused with 429."""
-    max_puzzles: int = 512
-    """Most puzzles of one request."""
-    max_starts: int = 64
-    """Most starts of one puzzle."""
-    max_steps: int = 1024
-    """Most supervision steps of one start; a budget that asks for more ends here."""
-    max_seconds: float = 60.0
-    """Most seconds that a request may take once it has been read."""
-    max_body: int = 2**20
-    """Most bytes of a request."""
-    max_stretch: int = 4
-    """How many times as long as in training a puzzle may be."""
-    receive_seconds: float = 10.0
-    """In which a request must have arrived, and a caller must read."""
-    drain_seconds: float = 20.0
-    """After SIGTERM or Ctrl-C, in which requests may finish."""
-    device: Device = "auto"
-    """Where to compute."""
-    compile: bool = False
-    """Fuse the networks' kernels first, half a minute a model."""
-    trust: bool = False
-    """Import and call code of yours that a checkpoint names, such as the checker of a table."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -90,11 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         from loopwise.serving.logs import to_standard_error
         from loopwise.serving.server import listen, serve
-        from loopwise.serving.settings import Settings, name_models
         from loopwise.serving.workers import Workers
     except ModuleNotFoundError as error:
         raise ConfigError(f"serving needs {error.name}: pip install 'loopwise[serve]'") from None
-    shared = {name: value for name, value in vars(args).items() if name not in ("key_file", "allow_host")}
+    shared = {field.name: getattr(args, field.name) for field in fields(Options)}
     settings = Settings(models=name_models(words), key=_key(args.key_file), hosts=args.allow_host, **shared).check()
     listening = listen(settings)
     address, port = listening.getsockname()[:2]

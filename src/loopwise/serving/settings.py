@@ -7,48 +7,61 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from loopwise.errors import ConfigError
+from loopwise.runtime import Device
 
-__all__ = ["Settings", "name_models"]
+__all__ = ["Options", "Settings", "name_models"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Options:
+    """What is asked on the command line, with its texts there."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at."""
+    port: int = 8000
+    """Port to listen at; 0 takes a free one."""
+    workers: int = 1
+    """Processes, each with all models and slots of its own."""
+    threads: int = 0
+    """CPU threads of the engines of a process; 0: all cores but one, shared among the processes."""
+    slots: int = 64
+    """Passes that a model works on side by side, in each process."""
+    max_waiting: int = 1024
+    """Passes that may wait for a slot; more are refused with 429."""
+    max_puzzles: int = 512
+    """Most puzzles of one request."""
+    max_starts: int = 64
+    """Most starts of one puzzle."""
+    max_steps: int = 1024
+    """Most supervision steps of one start; a budget that asks for more ends here."""
+    max_seconds: float = 60.0
+    """Most seconds that a request may take once it has been read."""
+    max_body: int = 2**20
+    """Most bytes of a request."""
+    max_stretch: int = 4
+    """How many times as long as in training a puzzle may be."""
+    receive_seconds: float = 10.0
+    """In which a request must have arrived, and a caller must read."""
+    drain_seconds: float = 20.0
+    """After SIGTERM or Ctrl-C, in which requests may finish."""
+    device: Device = "auto"
+    """Where to compute."""
+    compile: bool = False
+    """Fuse the networks' kernels first, half a minute a model."""
+    trust: bool = False
+    """Import and call code of yours that a checkpoint names, such as the checker of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
     """Everything that one process of the service must know. Checked by `check`."""
 
     models: tuple[tuple[str, str], ...]
     """(name in requests, checkpoint folder or name of a shipped model) of each model."""
-    host: str = "127.0.0.1"
-    port: int = 8000
     key: str = ""
     """The bearer key that requests must show; empty: none."""
     hosts: tuple[str, ...] = ()
     """Further names under which the service may be addressed, where there is no key."""
-    workers: int = 1
-    threads: int = 0
-    """CPU threads of the engines of a process; 0: those of torch but one, shared among the processes."""
-    slots: int = 64
-    """Of each model, in each process."""
-    max_waiting: int = 1024
-    """Passes that may wait for a slot, of each model, in each process."""
-    max_puzzles: int = 512
-    """Of one request."""
-    max_starts: int = 64
-    """Of one puzzle."""
-    max_steps: int = 1024
-    """Supervision steps of one start."""
-    max_seconds: float = 60.0
-    """From when the body of a request has been read to its answer."""
-    max_body: int = 2**20
-    """Bytes of a request's body."""
-    max_stretch: int = 4
-    """How many times as long as in training a puzzle may be: memory and time of a step grow with the length."""
-    receive_seconds: float = 10.0
-    """In which the head, and then the body, of a request must have arrived; and in which a client must read."""
-    drain_seconds: float = 20.0
-    """After SIGTERM, in which requests on their way may finish; then they are refused."""
-    device: str = "auto"
-    compile: bool = False
-    trust: bool = False
 
     def check(self) -> Settings:
         """The same settings. Raises ConfigError where they make no sense, or would be open to strangers."""
