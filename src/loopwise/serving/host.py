@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import threading
 import time
@@ -26,6 +25,7 @@ from loopwise.serving.problems import Problem
 from loopwise.serving.settings import Settings
 from loopwise.solving.solver import Solver
 from loopwise.storage import read_json
+from loopwise.tasks.base import Task
 from loopwise.training.losses import LOSSES
 from loopwise.types import Json, Tokens
 
@@ -100,7 +100,7 @@ class Host:
     @property
     def summary(self) -> str:
         """What the task is, in a sentence or two."""
-        return " ".join((inspect.getdoc(type(self.solver.task)) or self.solver.task.name).split())
+        return Task.summary(self.solver.task)
 
     def close(self) -> None:
         """End the engine's thread."""
