@@ -249,32 +249,30 @@ def _evaluate_rows(
     asked = labels != IGNORE_LABEL
     state = model.reasoner.init_state(*inputs.shape)
     columns: dict[str, list[Any]] = {"exact": [], "tokens": [], "verified": [], "decided": []}
-    stopped = np.zeros(count, dtype=np.int64)
+    stopped = np.zeros(count, dtype=np.int64)  # at which step, 0: not yet
     stopped_exact, stopped_verified = np.zeros((2, count), dtype=bool)
-    search = model.reasoner.search
-    found = np.zeros(count, dtype=bool)  # whose search is over, as the rules accept its answer
-    answers = labels
+    accepted, decided = np.zeros((2, count), dtype=bool)
+    answers, search = labels, model.reasoner.search
     for step in range(1, wanted[-1] + 1):
         state, prediction, _ = model.step(state, batch)
         proposed = prediction.logits[:count].argmax(-1).cpu().numpy().astype(np.int32)
-        answers = np.where(found[:, None], answers, proposed)
+        over = accepted & search  # a search ends when the rules accept its answer
+        answers = np.where(over[:, None], answers, proposed)
         right = (answers == labels) | ~asked
         exact = right.all(-1)
         confident = (torch.sigmoid(prediction.halt_logits) > HALT_THRESHOLD)[:count].cpu().numpy()
-        stops = (confident | (step == wanted[-1])) & (stopped == 0)
-        accepted, decided = np.zeros((2, count), dtype=bool)
-        for i in range(count) if search or step in wanted else np.flatnonzero(stops):
+        stops = (confident & (not search) | (step == wanted[-1])) & (stopped == 0)
+        for i in np.flatnonzero(~over) if search or step in wanted else np.flatnonzero(stops):
             verdict = checker(rows.inputs[i], answers[i])
             accepted[i], decided[i] = verdict is True, verdict is not None
         if search:
-            found |= accepted
-            stops = (found | (step == wanted[-1])) & (stopped == 0)
+            stops |= accepted & (stopped == 0)
         stopped[stops], stopped_exact[stops], stopped_verified[stops] = step, exact[stops], accepted[stops]
         if step in wanted:
             columns["exact"].append(exact)
             columns["tokens"].append((right & asked).sum(-1) / np.maximum(asked.sum(-1), 1))
-            columns["verified"].append(accepted)
-            columns["decided"].append(decided)
+            columns["verified"].append(accepted.copy())
+            columns["decided"].append(decided.copy())
     return {key: np.array(value) for key, value in columns.items()} | {
         "halted_exact": stopped_exact,
         "halted_verified": stopped_verified,
