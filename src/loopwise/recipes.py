@@ -54,7 +54,7 @@ MINUTES = TrainingConfig(
 
 # Networks over symbols learn from fewer examples at a higher rate. With the groups core they are equal under all
 # symmetries of a board, so that drawing one would show them nothing new.
-_SMALL_SEARCH = replace(
+SYMBOL_MINUTES = replace(
     MINUTES,
     steps=8000,
     optimizer="adamw",
@@ -183,7 +183,7 @@ def sudoku_extreme_equivariant_small() -> RunConfig:
         reasoner="equivariant",
         reasoner_config=EquivariantConfig(hidden_size=32, num_layers=1, H_cycles=1, L_cycles=5),
         gradient="full-bptt",
-        training=replace(_SMALL_SEARCH, steps=6000),
+        training=replace(SYMBOL_MINUTES, steps=6000),
     )
 
 
@@ -199,7 +199,7 @@ def sudoku_extreme_lattice() -> RunConfig:
         gradient="full-bptt",
         halting_config=HaltingConfig(max_steps=100),
         training=replace(
-            _SMALL_SEARCH,
+            SYMBOL_MINUTES,
             steps=4000,
             batch_size=512,
             lr=3e-3,
@@ -221,7 +221,7 @@ def sudoku_extreme_lattice_small() -> RunConfig:
         reasoner_config=LatticeConfig(hidden_size=32),
         gradient="full-bptt",
         halting_config=HaltingConfig(max_steps=64),
-        training=replace(_SMALL_SEARCH, batch_size=48),
+        training=replace(SYMBOL_MINUTES, batch_size=48),
     )
 
 
