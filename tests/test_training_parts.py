@@ -339,8 +339,11 @@ def test_noise_is_normal_and_stays_in_its_rows():
     """Noise has the stated deviation; added it leaves the mean, in place of a state it leaves nothing of it; other rows
     and tensors of whole numbers keep their bits.
     """
+    everything = torch.ones(4, 500, 3, dtype=torch.bool)
     state = LatticeState(
-        possible=torch.ones(4, 500, 3, dtype=torch.bool),
+        possible=everything,
+        base=everything,
+        guesses=torch.zeros(4, dtype=torch.int64),
         z=torch.full((4, 500, 3, 8), 5.0),
         dice=torch.zeros(4),
         steps=torch.arange(4),

@@ -218,10 +218,10 @@ def sudoku_extreme_lattice_small() -> RunConfig:
         task="sudoku",
         task_config=SudokuConfig(),
         reasoner="lattice",
-        reasoner_config=LatticeConfig(hidden_size=32),
+        reasoner_config=LatticeConfig(hidden_size=32, num_layers=2),
         gradient="full-bptt",
         halting_config=HaltingConfig(max_steps=64),
-        training=replace(SYMBOL_MINUTES, batch_size=48),
+        training=replace(SYMBOL_MINUTES, steps=7500, batch_size=32, ema=0.99, compile="on"),
     )
 
 

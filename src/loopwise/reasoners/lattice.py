@@ -5,21 +5,22 @@ updates of a fresh latent state), and then
 
     eliminates   the symbols that the network is nearly sure cannot stand there;
     gives up     where a position has no symbol left, or where the network believes that a right one has been lost, and
-                 starts again from the puzzle;
-    guesses      where it eliminated nothing, at a position with the fewest symbols left, one of them, drawn from the
-                 network's own distribution.
+                 starts again from what it had eliminated before its first guess, or now and then from the puzzle;
+    guesses      at a position with the fewest symbols left, one of them, drawn from the network's own distribution; the
+                 first guess of a chain, and in training every guess, waits for a step that eliminated nothing.
 
 So a chain of steps is a search, in the slots, and its score is reported as search. No rule of the puzzle is applied:
 each elimination, each guess and each retreat is the network's, and whether an answer is right is for the task to say.
 
 In training the label says which symbols are right, and the loss is taken after every update of the latent state: of
-each symbol being kept or not, of the answer, and of a right symbol having been lost. The states that are trained on are
-those to which the search itself has come. Source: the lattice deduction transformer (arXiv 2605.08605); its transformer
-is replaced by the network over symbols, which needs no augmentation by names of digits and far fewer FLOPs.
+each symbol being kept or not, of the answer, and of any right symbol having been lost. The states that are trained on
+are those to which the search itself has come. Source: the lattice deduction transformer (arXiv 2605.08605); its
+transformer is replaced by the network over symbols, which needs no augmentation by names of digits and far fewer FLOPs.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -53,8 +54,11 @@ class LatticeConfig(SymbolConfig):
     eliminate: float = 0.03
     """A symbol goes where the network gives its staying less than this probability."""
     conflict: float = 0.9
-    """The search starts again where the network believes more than this that a position has lost its right symbol. At
-    0.5 it would give up after a fair guess between two.
+    """The search starts again where the network believes more than this that a right symbol has been lost. At 0.5 it
+    would give up after a fair guess between two.
+    """
+    again: float = 0.1
+    """Share of the chains that start from the puzzle: what was eliminated before the first guess may have been wrong.
     """
     temperature: float = 1.0
     """Of the distribution from which a guess is drawn; near 0 the most probable symbol is taken."""
@@ -73,7 +77,7 @@ class LatticeConfig(SymbolConfig):
         """Refuse what cannot be built."""
         super().__post_init__()
         self.at_least_one("cycles")
-        for name in ("eliminate", "conflict", "hint", "retreat"):
+        for name in ("eliminate", "conflict", "again", "hint", "retreat"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, not {getattr(self, name)}")
         for name in ("temperature", "keep_weight"):
@@ -87,6 +91,8 @@ class LatticeState(NamedTuple):
     """What is still possible, and what the network thought of it."""
 
     possible: Tensor  # [B, L, K] bool; what the puzzle itself says is taken into account at the next step
+    base: Tensor  # [B, L, K] bool; what was possible before the first guess
+    guesses: Tensor  # [B] int64, in this chain
     z: Tensor  # [B, L, K, D], the latent state of the last step
     dice: Tensor  # [B] float; noise in it makes another chain of guesses
     steps: Tensor  # [B] int64, steps of this puzzle, over all its chains
@@ -103,7 +109,7 @@ class _Opinion(NamedTuple):
 
     symbols: Tensor  # [B, L, K], logits of the symbols of a position
     keep: Tensor  # [B, L, K], logits of each symbol's staying
-    conflict: Tensor  # [B, L], logits of a position's having lost its right symbol
+    conflict: Tensor  # [B], logits of some position's having lost its right symbol
 
 
 @final
@@ -124,7 +130,8 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         self.keep = Linear(size, 1, rng)
         self.keep_bias = nn.Parameter(torch.zeros(1))
         self.conflict = Linear(size, 1, rng)
-        self.conflict_bias = nn.Parameter(torch.zeros(1))
+        # Any symbol of any position may raise the alarm: at first all of them together say e^-1.
+        self.conflict_bias = nn.Parameter(torch.full((1,), -1.0 - math.log(spec.length * len(self.fields))))
         # The symbol of each token [V, K], and those of the tokens that stand in the answer where the puzzle has them.
         symbol_of = torch.arange(spec.vocab_size).unsqueeze(1) == self.fields
         self.symbol_of = nn.Buffer(symbol_of, persistent=False)
@@ -138,12 +145,9 @@ class Lattice(SymbolReasoner[LatticeConfig]):
     def init_state(self, batch_size: int, length: int) -> LatticeState:
         """Everything is possible."""
         z = self.start(self.z_init, batch_size, length)
-        return LatticeState(
-            possible=torch.ones(z.shape[:3], dtype=torch.bool, device=z.device),
-            z=z,
-            dice=z.new_zeros(batch_size),
-            steps=torch.zeros(batch_size, dtype=torch.int64, device=z.device),
-        )
+        everything = torch.ones(z.shape[:3], dtype=torch.bool, device=z.device)
+        none = torch.zeros(batch_size, dtype=torch.int64, device=z.device)
+        return LatticeState(everything, everything, none, z, z.new_zeros(batch_size), none)
 
     def recursion(self, x: Tensor) -> Recursion:
         """z <- f(z + x), once: the loss, too, is taken after every update."""
@@ -173,23 +177,22 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         own_loss = thought.z.new_zeros(len(thought.z), dtype=torch.float32)
         for _ in range(self.config.cycles):
             thought = gradient(recursion, thought)
-            opinion = self._opinion(thought.z)
             if torch.is_grad_enabled():
-                own_loss = own_loss + self._loss(opinion, possible, wanted, lost) / self.config.cycles
+                own_loss = own_loss + self._loss(self._opinion(thought.z), possible, wanted, lost) / self.config.cycles
+        opinion = self._opinion(thought.z)
         with torch.no_grad():
             kept = possible & ((torch.sigmoid(opinion.keep) >= self.config.eliminate) | given)
-            after = self._search(state, possible, kept, opinion, wanted)
+            new = self._search(state, possible, kept, opinion, wanted)
         said = self._prediction(thought.z, opinion, kept)
         # A state that has lost a right symbol teaches nothing about the answer.
         logits = torch.where(lost.any(1)[:, None, None], said.logits.detach(), said.logits)
-        new = LatticeState(after, thought.z, state.dice, state.steps + 1)
-        return detach(new), said._replace(logits=logits, own_loss=own_loss)
+        return detach(new._replace(z=thought.z)), said._replace(logits=logits, own_loss=own_loss)
 
     def _opinion(self, z: Tensor) -> _Opinion:
         return _Opinion(
             symbols=self.head(z).squeeze(-1).float(),
             keep=(self.keep(z).squeeze(-1) + self.keep_bias.to(z.dtype)).float(),
-            conflict=(self.conflict(z.mean(2)).squeeze(-1) + self.conflict_bias.to(z.dtype)).float(),
+            conflict=(self.conflict(z).squeeze(-1).float() + self.conflict_bias).flatten(1).logsumexp(1),
         )
 
     def _prediction(self, z: Tensor, opinion: _Opinion, possible: Tensor) -> Prediction:
@@ -198,8 +201,8 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         return Prediction(self.logits(scores.to(self.dtype)), halt, go_on, torch.zeros_like(halt))
 
     def _loss(self, opinion: _Opinion, possible: Tensor, wanted: Tensor, lost: Tensor) -> Tensor:
-        """Of one update: [B]; `lost` is [B, L]. A state that has lost a right symbol is told where, and no more: the
-        rest is learned as it follows from a sound state, so that it is decided, and a wrong guess becomes apparent.
+        """Of one update: [B]; `lost` is [B, L]. A state that has lost a right symbol is told so, and no more: the rest
+        is learned as it follows from a sound state, so that it is decided, and a wrong guess becomes apparent.
         """
         asked = wanted.any(2)
         open_ = possible & asked.unsqueeze(2)
@@ -207,21 +210,22 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         keep = F.binary_cross_entropy_with_logits(opinion.keep, wanted.float(), weights, reduction="none")
         keep = keep.sum((1, 2)) / open_.sum((1, 2)).clamp(min=1)
         chosen = (opinion.symbols.log_softmax(2) * wanted).sum((1, 2)) / asked.sum(1).clamp(min=1)
-        conflict = F.binary_cross_entropy_with_logits(opinion.conflict, lost.float(), asked.float(), reduction="none")
-        conflict = conflict.sum(1) / asked.sum(1).clamp(min=1)
-        return torch.where(lost.any(1), 0.0, keep - chosen) + self.config.conflict_weight * conflict
+        astray = lost.any(1)
+        conflict = F.binary_cross_entropy_with_logits(opinion.conflict, astray.float(), reduction="none")
+        return torch.where(astray, 0.0, keep - chosen) + self.config.conflict_weight * conflict
 
-    def _search(self, state: LatticeState, possible: Tensor, kept: Tensor, opinion: _Opinion, wanted: Tensor) -> Tensor:
-        """What is possible after the step: [B, L, K] bool."""
+    def _search(
+        self, state: LatticeState, possible: Tensor, kept: Tensor, opinion: _Opinion, wanted: Tensor
+    ) -> LatticeState:
+        """The state after the step, with the old z."""
         c, (_, length, fields) = self.config, kept.shape
-        draws = self._draws(state, 2 + length + fields)
-        luck, noise, dice = draws[:, :2], draws[:, 2 : 2 + length], draws[:, 2 + length :]
+        luck, noise, dice = self._draws(state, 3 + length + fields).split((3, length, fields), dim=1)
         counts = kept.sum(2)
         quiet = (kept == possible).flatten(1).all(1)
         full = (counts == 1).all(1)
         # A full board that the network has seen is over: if nobody has accepted it by now, nobody will.
         restart = (counts == 0).any(1) | (full & quiet)
-        restart |= torch.sigmoid(opinion.conflict).amax(1) > c.conflict
+        restart |= torch.sigmoid(opinion.conflict) > c.conflict
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         # A position with the fewest symbols that is open, since a guess there is most likely right.
         place = (torch.where(counts > 1, counts, MANY) + noise).argmin(1)
@@ -232,8 +236,17 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         right = (wanted & kept)[rows, place]
         hinted = right.any(1) & (luck[:, 1] < c.hint)
         guess = (right & hinted.unsqueeze(1)) | (guess & ~hinted.unsqueeze(1))
-        guesses = (quiet & ~full)[:, None, None] & here
-        return (guesses & guess.unsqueeze(1)) | (kept & ~guesses) | restart[:, None, None]
+        hasty = (state.guesses > 0) & ~wanted.flatten(1).any(1)
+        guesses = (quiet | hasty) & ~full
+        chosen = torch.where(guesses[:, None, None] & here, guess.unsqueeze(1), kept)
+        base = torch.where((state.guesses == 0)[:, None, None], kept, state.base)
+        anew = (state.guesses == 0) | (luck[:, 2] < c.again)
+        return state._replace(
+            possible=torch.where(restart[:, None, None], base | anew[:, None, None], chosen),
+            base=base,
+            guesses=torch.where(restart, 0, state.guesses + guesses),
+            steps=state.steps + 1,
+        )
 
     def _draws(self, state: LatticeState, count: int) -> Tensor:
         """Numbers between 0 and 1, [B, count], fixed by dice and steps: a row draws the same whoever sits beside it."""

@@ -233,7 +233,8 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _carry_tensors(carry: Carry) -> Iterator[tuple[str, Tensor]]:
-    yield from ((f"carry.state.{i}", t) for i, t in enumerate(carry.state))
+    # Copies: tensors of a state may share memory, which a file cannot hold.
+    yield from ((f"carry.state.{i}", t.clone()) for i, t in enumerate(carry.state))
     yield from ((f"carry.batch.{i}", t) for i, t in enumerate(carry.batch))
     yield from (("carry.steps", carry.steps), ("carry.halted", carry.halted))
 
