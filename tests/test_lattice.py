@@ -11,7 +11,7 @@ from loopwise.errors import ConfigError
 from loopwise.evaluation import evaluate
 from loopwise.reasoners.gradients import FullBPTT
 from loopwise.reasoners.halting import AdaptiveComputationTime, Correctness, HaltingConfig
-from loopwise.reasoners.lattice import Lattice, LatticeConfig, LatticeState
+from loopwise.reasoners.lattice import Lattice, LatticeConfig
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.solving.solver import Solver
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
@@ -35,7 +35,7 @@ def lattice(keep=0.0, conflict=0.0, halt=0.0, scale=0.0, **options):
         for head in (reasoner.keep, reasoner.conflict, reasoner.head):
             head.weight.mul_(scale)
         reasoner.keep_bias.fill_(keep)
-        reasoner.conflict_bias.fill_(conflict)
+        reasoner.conflict_bias.fill_(conflict - np.log(CELLS * DIGITS))  # each symbol of each position may raise it
         reasoner.halt.bias.fill_(halt)
     return reasoner.eval()
 
@@ -90,7 +90,7 @@ def test_a_belief_in_a_conflict_starts_again():
 
 def test_a_full_board_is_given_up_when_it_has_been_seen():
     """The step that fills a board leaves it full, so that it can be accepted; the next one starts again."""
-    reasoner = lattice(keep=ALWAYS, conflict=NEVER)
+    reasoner = lattice(keep=ALWAYS, conflict=NEVER, again=1.0)
     place = int(np.flatnonzero(~GIVEN[0].numpy())[0])
     batch = Batch.unlabelled(torch.where(torch.arange(CELLS) == place, 1, BATCH.labels[:1]))
     first, second = run(reasoner, 2, batch=batch)
@@ -110,6 +110,29 @@ def test_guesses_are_made_where_the_fewest_symbols_are_left():
 
 
 LATTICE_START = lattice().init_state(COUNT, CELLS)
+
+
+def test_a_retreat_keeps_what_was_eliminated_before_the_first_guess():
+    """A chain that is given up goes back to the symbols that were left before its first guess, or, by the stated share,
+    to the puzzle; a chain without a guess always to the puzzle.
+    """
+    inputs = torch.cat([BATCH.inputs[:1]] * 1000)
+    batch, steps = Batch.unlabelled(inputs), torch.arange(1000)
+    before = told(inputs)
+    place = int(np.flatnonzero(~GIVEN[0].numpy())[0])
+    before[:, place] = torch.tensor([True, True, False, False])
+    start = lattice().init_state(1000, CELLS)._replace(possible=before, steps=steps)
+    sure, alarmed = (lattice(keep=ALWAYS, conflict=belief, again=0.25) for belief in (NEVER, ALWAYS))
+    with torch.no_grad():
+        guessed, _ = sure(start, batch, FullBPTT())
+        retreated, _ = alarmed(guessed, batch, FullBPTT())
+        unguessed, _ = alarmed(start, batch, FullBPTT())
+    assert (guessed.guesses == 1).all()
+    assert (retreated.guesses == 0).all()
+    anew = retreated.possible.flatten(1).all(1)
+    assert anew.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert torch.equal(retreated.possible[~anew], before[~anew])
+    assert unguessed.possible.all()
 
 
 def test_dice_make_chains():
@@ -132,7 +155,7 @@ def test_dice_make_chains():
 def test_draws_are_uniform_and_independent():
     """The numbers that guesses are made of are spread evenly between 0 and 1, and no neighbour follows another."""
     reasoner = lattice()
-    state = LatticeState(LATTICE_START.possible, LATTICE_START.z, torch.zeros(500), torch.arange(500))
+    state = LATTICE_START._replace(dice=torch.zeros(500), steps=torch.arange(500))
     draws = reasoner._draws(state, 400).double()
     assert ((draws > 0) & (draws < 1)).all()
     counts = torch.histc(draws, 20, 0, 1) / draws.numel()
@@ -152,14 +175,13 @@ def test_the_loss_by_hand():
         state = reasoner.init_state(COUNT, CELLS)._replace(possible=possible)
         _, said = reasoner(state, BATCH, FullBPTT())
         seen = possible & told()
-        lost_there = (TRUTH & ~seen).any(2)
-        lost = lost_there.any(1)
+        lost = (TRUTH & ~seen).flatten(1).any(1)
         right, wrong = (seen & TRUTH).sum((1, 2)), (seen & ~TRUTH).sum((1, 2))
         stay = 1 / (1 + np.exp(-0.7))
         keep = -(3.0 * right * np.log(stay) + wrong * np.log(1 - stay)) / 2 / (right + wrong)
         symbols = np.log(DIGITS)  # a network that says nothing
         chance = 1 / (1 + np.exp(0.4))
-        conflict = torch.where(lost_there, -np.log(chance), -np.log(1 - chance)).mean(1)
+        conflict = torch.where(lost, -np.log(chance), -np.log(1 - chance))
         expected = torch.where(lost, 0.0, keep + symbols) + 0.5 * conflict
         torch.testing.assert_close(said.own_loss, expected.float(), rtol=1e-4, atol=1e-4)
         assert lost.any() == lose
@@ -213,6 +235,13 @@ def model_of(reasoner):
     return Model(task=TASK, reasoner=reasoner, gradient=FullBPTT(), halting=Correctness(HaltingConfig(max_steps=64)))
 
 
+def plain():
+    """A lattice that does not call itself a search."""
+    reasoner = lattice()
+    reasoner.__class__ = type("Plain", (Lattice,), {"search": False, "__module__": __name__})
+    return reasoner
+
+
 @pytest.fixture(scope="module")
 def guesser():
     """A network that knows nothing: it eliminates nothing and guesses evenly, so that only luck solves a puzzle."""
@@ -223,7 +252,7 @@ def test_an_answer_is_verified_by_the_rules_alone(guesser):
     """Of the answers of a network that knows nothing, those that the solver calls verified are solutions, the others
     are not; with enough steps luck finds some of both.
     """
-    solutions = Solver(guesser, slots=16, device="cpu").solve(list(EASY.inputs), budget="verified|steps=12")
+    solutions = Solver(guesser, slots=16, device="cpu").solve(list(EASY.inputs), "verified|steps=12", starts=1)
     verdicts = [solution.verified for solution in solutions]
     assert {True, False} == set(verdicts)
     for puzzle, solution in zip(EASY.inputs, solutions, strict=True):
@@ -236,10 +265,38 @@ def test_a_search_goes_on_until_the_rules_accept(guesser):
     """
     solver = Solver(guesser, slots=16, device="cpu")
     assert str(solver.default_budget) == "verified|steps=1000"
-    ordinary = dataclasses.replace(guesser, reasoner=lattice())
-    ordinary.reasoner.__class__ = type("Plain", (Lattice,), {"search": False, "__module__": __name__})
+    (solution,) = solver.solve([EASY.inputs[0]])
+    assert solution.verified
+    ordinary = dataclasses.replace(guesser, reasoner=plain())
     assert "halted" in str(Solver(ordinary, slots=16, device="cpu").default_budget)
     scores = evaluate(guesser, EASY, steps=[1, 8, 16, 32, 64], slots=16)
     assert list(scores.exact) == sorted(scores.exact)
     assert scores.exact[-1] > 0
     assert scores.exact == scores.verified
+
+
+def test_a_search_has_sixteen_starts(guesser):
+    """Without a number of starts a search has 16; none of them is a single pass, and all end with the first success."""
+    solver = Solver(guesser, slots=16, device="cpu")
+    assert solver.default_starts == 16
+    usual, sixteen, one = (solver.solve([EASY.inputs[0]], starts=starts)[0] for starts in (None, 16, 1))
+    assert usual.single is None
+    assert (usual.steps, usual.start) == (sixteen.steps, sixteen.start)
+    assert usual.steps < one.steps
+    assert usual.total_steps == 16 * usual.steps
+    assert Solver(dataclasses.replace(guesser, reasoner=plain()), slots=16, device="cpu").default_starts == 1
+
+
+@torch.no_grad()
+def test_guesses_wait_for_eliminations():
+    """A step that eliminated something makes no guess beside it before the first guess of a chain, nor in training."""
+    reasoner = lattice(keep=-1.08, conflict=NEVER, scale=1.0, eliminate=0.5)  # eliminates a few symbols
+    unlabelled, counts = Batch.unlabelled(BATCH.inputs), {}
+    for guesses, batch in ((0, unlabelled), (1, BATCH), (1, unlabelled)):
+        start = LATTICE_START._replace(guesses=LATTICE_START.guesses + guesses, base=torch.zeros_like(told()))
+        after, _ = reasoner(start, batch, FullBPTT())
+        goes_on = after.possible.any(2).all(1)  # the base of those that retreated is empty
+        eliminated = (told() & ~after.possible).any(2).sum(1) > 1  # a guess changes one position
+        assert (goes_on & eliminated).any()
+        counts[guesses, batch is BATCH] = set(after.guesses[goes_on & eliminated].tolist())
+    assert counts == {(0, False): {0}, (1, True): {1}, (1, False): {2}}

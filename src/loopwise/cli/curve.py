@@ -19,7 +19,7 @@ MEASURES = (
 
 PROTOCOL = (
     f"{MEASURES} In brackets: 95 % intervals (Wilson). Steps and FLOPs: mean of a puzzle, all its starts together. One "
-    "start is the single pass, several are not."
+    "start is the single pass, several are not, and a search such as that of the lattice never is."
 )
 
 

@@ -63,9 +63,9 @@ class Arguments(StartOptions):
     """Show the proposed answer after every step."""
     budget: Annotated[str, tyro.conf.arg(metavar="BUDGET")] = ""
     """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
-    starts: int = 1
+    starts: int = 0
     """Passes that a puzzle gets, the single pass and others of the puzzle in other symmetries of the task, or, where it
-    has none, from noisy states; the best is the answer.
+    has none, from noisy states; the best is the answer. 0: one, or 16 for a search.
     """
     slots: int = 64
     """Passes that are worked on side by side; the answers are the same at equal slots."""
@@ -88,13 +88,16 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("give one of: a puzzle, --file FILE, --sample N, or - for the standard input")
     if args.unordered and not args.json:
         raise ConfigError("--unordered needs --json, whose records tell the index of their puzzle")
-    if args.trace and (args.starts != 1 or args.unordered):
+    if args.starts < 0:
+        raise ConfigError(f"--starts must be at least 0, not {args.starts}")
+    if args.trace and (args.starts > 1 or args.unordered):
         raise ConfigError("--trace shows one pass of a puzzle after the other; leave --starts and --unordered away")
     budget = as_budget(args.budget) if args.budget else None
     single = not args.file and puzzle != "-"
-    slots = min(args.slots, max(args.starts, 1)) if single else args.slots
-    solver = loopwise.load(checkpoint, slots=slots, device=args.device, compile=args.compile, trust=args.trust)
-    starts = args.starts_of(args.starts, solver.task)
+    solver = loopwise.load(checkpoint, slots=args.slots, device=args.device, compile=args.compile, trust=args.trust)
+    starts = args.starts_of(args.starts or solver.default_starts, solver.task)
+    if single:
+        solver.slots = min(args.slots, starts.count)
     if not single:
         return _answer_all(solver, Lines(args.file), budget, starts, args)
     value = source.read_line(str(puzzle)) if args.sample is None else source.sample(solver, args.sample)

@@ -179,6 +179,7 @@ class Host:
             "max_length": self.max_length,
             "symmetric": solver.task.symmetric,
             "default_budget": str(solver.default_budget),
+            "default_starts": min(solver.default_starts, self.settings.max_starts),
         }
 
 

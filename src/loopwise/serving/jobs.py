@@ -49,13 +49,12 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
     puzzles = [request.puzzle] if request.puzzles is None else request.puzzles
     if len(puzzles) > settings.max_puzzles:
         raise Problem(413, "too-many", f"{len(puzzles)} puzzles are too many; send at most {settings.max_puzzles}")
-    if request.starts > settings.max_starts:
-        raise Problem(422, "option", f"starts is {request.starts}; at most {settings.max_starts} are allowed here")
+    count = min(solver.default_starts, settings.max_starts) if request.starts is None else request.starts
+    if count > settings.max_starts:
+        raise Problem(422, "option", f"starts is {count}; at most {settings.max_starts} are allowed here")
     try:
         budget = solver.default_budget if request.budget is None else as_budget(request.budget)
-        starts = _make_starts(
-            solver.task, request.starts, request.select, request.seed, request.sigma_init, request.sigma_step
-        )
+        starts = _make_starts(solver.task, count, request.select, request.seed, request.sigma_init, request.sigma_step)
     except ConfigError as error:
         raise Problem(422, "option", str(error)) from None
     budget = budget | Steps(settings.max_steps)

@@ -42,7 +42,9 @@ class SolveRequest(BaseModel):
         description="When a puzzle stops: a number of steps, or a text such as verified|halted|steps=64. "
         "By default when the model halts, after as many steps as in training at most.",
     )
-    starts: int = Field(1, ge=1, description="Passes that a puzzle gets; the best is the answer.")
+    starts: int | None = Field(
+        None, ge=1, description="Passes that a puzzle gets; the best is the answer. By default one, for a search 16."
+    )
     sigma_init: float = Field(0.0, ge=0, le=100, description="Noise in the initial state of all starts but the first.")
     sigma_step: float = Field(0.0, ge=0, le=100, description="Noise before each step of all starts but the first.")
     select: Annotated[str, Field(max_length=100)] = Field(
@@ -151,6 +153,7 @@ class ModelInfo(BaseModel):
     max_length: int | None = Field(None, description="Most positions of a puzzle.")
     symmetric: bool | None = Field(None, description="Whether starts differ by the task's symmetries or by noise.")
     default_budget: str | None = None
+    default_starts: int | None = None
 
 
 class Models(BaseModel):

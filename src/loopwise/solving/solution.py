@@ -63,15 +63,15 @@ class Solution:
     first_step: float = 0.0
     """Seconds from the puzzle's arrival to the end of the first step of its single pass."""
     single: Solution | SolvingError | None = None
-    """With several starts, what the single pass alone has come to."""
+    """With several starts, what the single pass alone has come to; None for a search, which has no single pass."""
 
 
 class Request:
     """A puzzle that is being solved; the engine has it at once, once for every start.
 
-    The single pass goes on to its own end, whatever the others find. Where `verified` is the first rule of the choice,
-    the others end as soon as one of them is verified: those with fewer steps after as many, the rest at once. So the
-    outcome does not depend on when a slot was free for whom.
+    The single pass goes on to its own end, whatever the others find, unless `starts.single` says otherwise. Where
+    `verified` is the first rule of the choice, the others end as soon as one of them is verified: those with fewer
+    steps after as many, the rest at once. So the outcome does not depend on when a slot was free for whom.
     """
 
     def __init__(
@@ -118,7 +118,8 @@ class Request:
         """Take note that a pass has ended; whether the puzzle is done."""
         self._running.remove(work)
         if self._running and self._starts.select[0] == "verified" and _finished(work) and work.progress.verified:
-            for other in [other for other in self._running if other is not self._passes[0] and not other.stopped_by]:
+            others = self._running - {self._passes[0]} if self._starts.single else set(self._running)
+            for other in [other for other in others if not other.stopped_by]:
                 other.most_steps = min(other.most_steps, work.progress.steps)
                 if other.progress.steps >= other.most_steps:
                     self._engine.cancel(other)
@@ -133,7 +134,9 @@ class Request:
         if self._starts.count == 1:
             return self._solution(0)
         best = finished[choose([self._candidate(start) for start in finished], self._starts.select)]
-        single = self._solution(0) if 0 in finished else self._passes[0].error
+        single = None
+        if self._starts.single:
+            single = self._solution(0) if 0 in finished else self._passes[0].error
         total = sum(work.progress.steps for work in self._passes)
         return replace(self._solution(best), start=best, total_steps=total, single=single)
 

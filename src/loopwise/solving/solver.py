@@ -42,7 +42,10 @@ lengths, which need slots of their own, or where the answer that comes next take
 """
 
 SEARCH_STEPS = 1000
-"""Steps after which a search is given up, unless its budget says otherwise."""
+"""Steps after which a start of a search is given up, unless its budget says otherwise."""
+
+SEARCH_STARTS = 16
+"""Chains of a search that run side by side, unless a caller says otherwise; fewer cost as much (lane.ROUND_ROWS)."""
 
 NOT_YET: Final = object()
 """Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
@@ -91,6 +94,7 @@ class Solver:
         self.trained_steps = int(model.halting.config.max_steps)
         usual = Halted() | Steps(self.trained_steps)
         self.default_budget: Budget = Verified() | Steps(SEARCH_STEPS) if self.reasoner.search else usual
+        self.default_starts = SEARCH_STARTS if self.reasoner.search else 1
         self.checker = Checker(model.task)
         self.step_flops = cache(partial(_step_flops, model))
         """FLOPs of a supervision step of a puzzle of that length."""
@@ -122,7 +126,9 @@ class Solver:
         write_config(Path(folder), self.model, {})
         save_weights(Path(folder), self.reasoner, {})
 
-    def solve(self, puzzles: Sequence[Json], budget: Budgets = None, *, starts: int | Starts = 1) -> list[Solution]:
+    def solve(
+        self, puzzles: Sequence[Json], budget: Budgets = None, *, starts: int | Starts | None = None
+    ) -> list[Solution]:
         """Solve puzzles; the answers come in their order.
 
         A puzzle is what the task reads, a string, a list or a grid, or its tokens as an int32 array [L]. For the
@@ -138,7 +144,7 @@ class Solver:
         return solutions
 
     def stream(
-        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts = 1
+        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts | None = None
     ) -> Iterator[Solution | LoopwiseError]:
         """Solve a stream of any length in constant memory, in order.
 
@@ -149,6 +155,7 @@ class Solver:
         `budget` says when a puzzle stops: a number of steps (more than in training are allowed), a text such as
         `halted|steps=64`, a `Budget`, or as many of these as there are puzzles. By default it stops when the model
         halts, after as many steps as in training at most. With several `starts` the best of as many passes is chosen.
+        A search stops when the rules accept, after 1,000 steps at most, and has 16 starts unless told otherwise.
         """
         kept: dict[int, Solution | LoopwiseError] = {}
         following = 0
@@ -159,12 +166,14 @@ class Solver:
                 following += 1
 
     def as_completed(
-        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts = 1
+        self, puzzles: Iterable[Json], budget: Budgets = None, *, starts: int | Starts | None = None
     ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
         """As `stream`, but each comes as soon as it is there: (place of the puzzle from 0, solution or error)."""
         return self._run(puzzles, budget, starts, lambda: 0)
 
-    async def submit(self, puzzle: Json, budget: BudgetLike | None = None, *, starts: int | Starts = 1) -> Solution:
+    async def submit(
+        self, puzzle: Json, budget: BudgetLike | None = None, *, starts: int | Starts | None = None
+    ) -> Solution:
         """Solve one puzzle beside those that other tasks submit; a thread that the first call starts does the work.
 
         Cancelling the task frees the slot. Raises PuzzleError or SolvingError where there is no answer, and
@@ -177,7 +186,7 @@ class Solver:
         puzzle: Json,
         budget: BudgetLike | None = None,
         *,
-        starts: int | Starts = 1,
+        starts: int | Starts | None = None,
         watch: Callable[[Glimpse], None] | None = None,
     ) -> Answer:
         """As `submit`, for callers without an event loop: the answer is a future, and cancelling it frees the slot.
@@ -190,7 +199,7 @@ class Solver:
             tokens,
             partial(_write, self.task, puzzle),
             self.default_budget if budget is None else as_budget(budget),
-            as_starts(starts, self.task),
+            self._starts(starts),
             self.checker,
         )
         service = self._running()
@@ -292,12 +301,12 @@ class Solver:
         return Steps(self.trained_steps if max_steps is None else max_steps).limit
 
     def _run(
-        self, puzzles: Iterable[Json], budget: Budgets, starts: int | Starts, held: Callable[[], int]
+        self, puzzles: Iterable[Json], budget: Budgets, starts: int | Starts | None, held: Callable[[], int]
     ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
         """Put puzzles through an engine of their own; `held` tells how many results the caller has not passed on."""
         engine = self.engine()
         budgets = self._budgets(budget)
-        chosen = as_starts(starts, self.task)
+        chosen = self._starts(starts)
         source, numbers, end = iter(puzzles), count(), object()
         pending: dict[int, Request] = {}
         more = True
@@ -328,6 +337,11 @@ class Solver:
         else:
             yield from map(as_budget, budget)
             raise ConfigError("there are more puzzles than budgets; give one for each")
+
+    def _starts(self, starts: int | Starts | None) -> Starts:
+        """The starts of a puzzle."""
+        chosen = as_starts(self.default_starts if starts is None else starts, self.task)
+        return replace(chosen, single=False) if self.reasoner.search else chosen
 
     def _running(self) -> Service:
         """The service of `submit`, started where there is none."""

@@ -46,6 +46,11 @@ class Starts:
     Where `verified` is the first, the others are given up as soon as one start is verified.
     """
 
+    single: bool = True
+    """Let the single pass go on to its own end, whatever the others find, and tell it beside the answer. In a search
+    no start is a single pass.
+    """
+
     def __post_init__(self) -> None:
         """Refuse what makes no sense."""
         check(self)
