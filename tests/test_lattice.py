@@ -300,3 +300,23 @@ def test_guesses_wait_for_eliminations():
         assert (goes_on & eliminated).any()
         counts[guesses, batch is BATCH] = set(after.guesses[goes_on & eliminated].tolist())
     assert counts == {(0, False): {0}, (1, True): {1}, (1, False): {2}}
+
+
+def test_further_cycles_come_first_in_training():
+    """With `progressive` a training step has 0 to as many further updates of the latent state, without a gradient;
+    a step of a solve has none.
+    """
+    reasoner = lattice(progressive=3)
+    calls = []
+    reasoner.f.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    for number in range(4):
+        state = reasoner.init_state(COUNT, CELLS)
+        steps = torch.zeros_like(state.steps)
+        steps[0] = number
+        calls.clear()
+        reasoner(state._replace(steps=steps), BATCH, FullBPTT())
+        assert calls == [False] * number + [True] * 2
+        calls.clear()
+        with torch.no_grad():
+            reasoner(state._replace(steps=steps), BATCH, FullBPTT())
+        assert len(calls) == 2

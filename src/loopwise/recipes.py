@@ -181,9 +181,9 @@ def sudoku_extreme_equivariant_small() -> RunConfig:
         task="sudoku",
         task_config=SudokuConfig(),
         reasoner="equivariant",
-        reasoner_config=EquivariantConfig(hidden_size=32, num_layers=1, H_cycles=1, L_cycles=5),
+        reasoner_config=EquivariantConfig(hidden_size=32, num_layers=2, H_cycles=1, L_cycles=3),
         gradient="full-bptt",
-        training=replace(SYMBOL_MINUTES, steps=6000),
+        training=replace(SYMBOL_MINUTES, steps=5500, batch_size=48, ema=0.99, compile="on"),
     )
 
 
@@ -218,10 +218,10 @@ def sudoku_extreme_lattice_small() -> RunConfig:
         task="sudoku",
         task_config=SudokuConfig(),
         reasoner="lattice",
-        reasoner_config=LatticeConfig(hidden_size=32, num_layers=2),
+        reasoner_config=LatticeConfig(hidden_size=32, num_layers=2, progressive=8),
         gradient="full-bptt",
         halting_config=HaltingConfig(max_steps=64),
-        training=replace(SYMBOL_MINUTES, steps=7500, batch_size=32, ema=0.99, compile="on"),
+        training=replace(SYMBOL_MINUTES, steps=6500, batch_size=32, ema=0.99, compile="on"),
     )
 
 

@@ -51,6 +51,10 @@ class LatticeConfig(SymbolConfig):
     """Blocks of the network."""
     cycles: int = 8
     """Updates of the latent state in a supervision step."""
+    progressive: int = 0
+    """In training, as many updates at most, a new number at each step, come before the `cycles` through which the
+    gradient flows, so that more cycles can be used in solving (progressive loss, arXiv 2202.05826).
+    """
     eliminate: float = 0.03
     """A symbol goes where the network gives its staying less than this probability."""
     conflict: float = 0.9
@@ -77,6 +81,8 @@ class LatticeConfig(SymbolConfig):
         """Refuse what cannot be built."""
         super().__post_init__()
         self.at_least_one("cycles")
+        if self.progressive < 0:
+            raise ConfigError(f"progressive must be at least 0, not {self.progressive}")
         for name in ("eliminate", "conflict", "again", "hint", "retreat"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is a probability, not {getattr(self, name)}")
@@ -174,6 +180,10 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         wanted = self.symbol_of[batch.labels.clamp(min=0)] & (batch.labels >= 0).unsqueeze(2)  # [B, L, K]
         lost = (wanted & ~possible).any(2)  # [B, L]
         thought = _Thought(self.start(self.z_init, *batch.inputs.shape))
+        if self.config.progressive and torch.is_grad_enabled():
+            with torch.no_grad():
+                for _ in range(int(state.steps.sum()) % (self.config.progressive + 1)):
+                    thought = gradient(recursion, thought)
         own_loss = thought.z.new_zeros(len(thought.z), dtype=torch.float32)
         for _ in range(self.config.cycles):
             thought = gradient(recursion, thought)
@@ -219,7 +229,7 @@ class Lattice(SymbolReasoner[LatticeConfig]):
     ) -> LatticeState:
         """The state after the step, with the old z."""
         c, (_, length, fields) = self.config, kept.shape
-        luck, noise, dice = self._draws(state, 3 + length + fields).split((3, length, fields), dim=1)
+        luck, noise, dice = torch.split(self._draws(state, 3 + length + fields), [3, length, fields], dim=1)
         counts = kept.sum(2)
         quiet = (kept == possible).flatten(1).all(1)
         full = (counts == 1).all(1)

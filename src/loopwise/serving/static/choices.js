@@ -2,8 +2,9 @@
 
 import { count } from "./run.js";
 
-const STEPS = [8, 16, 32, 64, 128];
+const STEPS = [8, 16, 32, 64, 128, 1024];
 const USUAL = 64;
+const SEARCH = 1024;
 
 /** Fill the sentence's lists, as the address `wanted` says, and keep them in step with each other. */
 export function chooser({ models, limits }, tasks, wanted, { changed }) {
@@ -39,25 +40,38 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
     fill(steps, all.map((n) => [n, n === trained ? `${n} steps, as trained` : count(n, "step")]), wish);
   };
 
+  /** A search has many steps and starts, and no belief of its own. */
+  const suit = (search) => {
+    stop.value = search ? "whole" : "solved";
+    starts.value = search ? named(model.value).default_starts : 1;
+    fillSteps(search ? SEARCH : USUAL);
+  };
+  const isSearch = () => (named(model.value).default_starts ?? 1) > 1;
+
   for (const option of starts.options) option.hidden = option.disabled = option.value > (limits?.max_starts ?? Infinity);
   const first = named(wanted.get("model")) ?? models[0];
   fill(task, names.map((name) => [name, name.replaceAll("-", " ")]), first.task);
   fillModels(first.name);
   fillRivals(wanted.get("rival"));
-  fillSteps(wanted.get("steps") ?? USUAL);
+  suit(isSearch());
+  if (wanted.get("steps")) fillSteps(wanted.get("steps"));
   for (const [select, key] of [[stop, "stop"], [starts, "starts"]]) {
     if ([...select.options].some((option) => option.value === wanted.get(key))) select.value = wanted.get(key);
   }
 
+  let searched = isSearch();
+  const modelChanged = () => {
+    if (isSearch() === searched) fillSteps(steps.value);
+    else suit((searched = isSearch()));
+    changed("model");
+  };
   task.addEventListener("change", () => {
     fillModels();
-    fillSteps(steps.value);
-    changed("model");
+    modelChanged();
   });
   model.addEventListener("change", () => {
     fillRivals(rival.value);
-    fillSteps(steps.value);
-    changed("model");
+    modelChanged();
   });
   rival.addEventListener("change", () => changed("model"));
   for (const select of [stop, steps, starts]) select.addEventListener("change", () => changed("budget"));
