@@ -302,6 +302,8 @@ def test_a_curve_has_tables_numbers_and_a_picture(terminal, trained, tmp_path):
     assert "(curve.png)" in page
     record = read_json(folder / "curve.json")
     (same,) = terminal.records("eval", trained, *options, "--json")
+    for entry in (*same["until_verified"], *same["starts"], *record["until_verified"], *record["starts"]):
+        assert entry.pop("median_seconds") > 0
     assert same.items() <= record.items()
     assert [entry["steps"] for entry in record["by_steps"]] == [1, 2, 8]
     assert [entry["budget"] for entry in record["until_verified"]] == [f"verified|steps={n}" for n in (1, 2, 8)]

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,8 @@ class Answers:
     """Puzzles whose answer the rules accept; None where the rules could decide none."""
     steps: float
     """Mean steps of a puzzle, of all its starts together."""
+    seconds: float | None
+    """Median seconds from a puzzle's arrival at the slots to its answer; None where there is no answer."""
     stopped_by: dict[str, int]
     """What stopped the answers, `error` for those that there are none of."""
 
@@ -102,6 +105,7 @@ class Answers:
             "starts": self.starts,
             **_shares(self.exact, self.verified, self.puzzles),
             "mean_steps": self.steps,
+            "median_seconds": self.seconds,
             "stopped_by": self.stopped_by,
         }
 
@@ -187,18 +191,18 @@ def evaluate_answers(
     solver: Solver, examples: Examples, budget: Budget, starts: Starts, tell: Callable[[], None] = lambda: None
 ) -> Answers:
     """Solve every example as a user would, and score the answers. `tell` is called after each."""
-    outcomes: list[tuple[bool, bool | None, int, str]] = []
+    outcomes: list[tuple[bool, bool | None, int, float | None, str]] = []
     results = solver.stream(_puzzles(examples), budget, starts=starts)
     for labels, result in zip(examples.labels, results, strict=True):
         if isinstance(result, LoopwiseError):
-            outcomes.append((False, None, 0, "error"))
+            outcomes.append((False, None, 0, None, "error"))
         else:
             exact = bool(((result.tokens == labels) | (labels == IGNORE_LABEL)).all())
-            outcomes.append((exact, result.verified, result.total_steps, result.stopped_by))
+            outcomes.append((exact, result.verified, result.total_steps, result.seconds, result.stopped_by))
         tell()
     if not outcomes:
         raise ConfigError("there is nothing to evaluate: the split is empty; choose another with --split")
-    exacts, verdicts, steps, stopped_by = zip(*outcomes, strict=True)
+    exacts, verdicts, steps, seconds, stopped_by = zip(*outcomes, strict=True)
     return Answers(
         puzzles=len(outcomes),
         budget=str(budget),
@@ -206,6 +210,7 @@ def evaluate_answers(
         exact=sum(exacts),
         verified=verdicts.count(True) if set(verdicts) - {None} else None,
         steps=sum(steps) / len(steps),
+        seconds=median(known) if (known := [each for each in seconds if each is not None]) else None,
         stopped_by=dict(Counter(stopped_by).most_common()),
     )
 

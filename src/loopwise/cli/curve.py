@@ -39,8 +39,9 @@ def answer_rows(answers: Sequence[Answers], flops: int) -> Rows:
         label = "1 (single)" if each.starts == 1 else str(each.starts)
         rows.append(_row(label, each.exact, each.verified, each.puzzles, each.steps, flops))
         stops = ", ".join(f"{name} {count:,}" for name, count in each.stopped_by.items())
-        notes.append(f"{label}: {stops}")
-    return Rows(f"budget {answers[0].budget}", _header("starts"), rows, f"Stopped by - {'; '.join(notes)}.")
+        pace = "" if each.seconds is None else f"; {each.seconds:.3g} s a puzzle (median)"
+        notes.append(f"{label}: {stops}{pace}")
+    return Rows(f"budget {answers[0].budget}", _header("starts"), rows, f"Stopped by - {'. '.join(notes)}.")
 
 
 def curve_rows(curve: Curve) -> list[Rows]:

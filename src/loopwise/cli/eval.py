@@ -99,7 +99,11 @@ def _arguments(**task: tuple[type, Any, str]) -> type[Any]:
             f"--curve up to {CURVE_STEPS} times as many",
         ),
         budget=(str, "", "score the answers under a budget, such as halted|steps=64; default: halted|steps=TRAINED"),
-        starts=(str, "", f"numbers of starts to score, such as 1,8; default 1, or with --curve {CURVE_STARTS}"),
+        starts=(
+            str,
+            "",
+            f"numbers of starts to score, such as 1,8; default 1, of a search 16, or with --curve {CURVE_STARTS}",
+        ),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
         out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),
         limit=(int, 0, "score only the first so many puzzles; 0 means all"),
@@ -130,15 +134,18 @@ def _check(args: Any) -> None:
 
 
 def _starts(args: Any, solver: Solver) -> list[Starts]:
-    """What to score under a budget, the single pass in front; nothing where no budget is asked for."""
-    asked = args.starts or (CURVE_STARTS if args.curve else "1" * bool(args.budget))
+    """What to score under a budget, in front the single pass of what is no search; nothing without a budget."""
+    usual = CURVE_STARTS if args.curve else str(solver.default_starts) if args.budget else ""
+    asked = args.starts or usual
     if not asked:
         args.starts_of(1, solver.task)  # refuses options that would have no effect
         return []
-    several = sorted(set(parse_counts(asked, "starts")) - {1})
+    counts = set(parse_counts(asked, "starts"))
+    several = sorted(counts - {1})
     if not several:
         args.starts_of(1, solver.task)
-    return [Starts(), *(args.starts_of(count, solver.task) for count in several)]
+    single = [Starts()] * (1 in counts or not solver.reasoner.search)
+    return [*single, *(args.starts_of(count, solver.task) for count in several)]
 
 
 def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) -> None:
