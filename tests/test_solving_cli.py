@@ -274,6 +274,17 @@ def test_answers_under_a_budget_are_those_of_the_solver(terminal, trained):
         assert word in out
 
 
+def test_an_evaluation_may_think_deeper_with_the_same_weights(terminal, trained):
+    """`--reasoner.` changes what needs no other weights, which the record tells; the rest is refused in one line."""
+    (usual,) = terminal.records("eval", trained, "--limit", "4", "--max-steps", "1", "--json")
+    (deeper,) = terminal.records(
+        "eval", trained, "--limit", "4", "--max-steps", "1", "--json", "--reasoner.L-cycles", "9"
+    )
+    assert deeper["flops_per_step"] > usual["flops_per_step"]
+    assert deeper["reasoner"] == {**usual["reasoner"], "L_cycles": 9}
+    assert "another hidden_size" in terminal.refuses("eval", trained, "--reasoner.hidden-size", "8")
+
+
 def test_a_puzzle_without_an_answer_is_not_right():
     """An error counts as a puzzle that is not solved, and is named."""
     inputs = np.array([[2, 1, 1], [2, POISON, 1], [4, 1, 1]], np.int32)

@@ -16,10 +16,12 @@ from loopwise.cli.curve import MEASURES, PROTOCOL, Rows, answer_rows, curve_json
 from loopwise.cli.parsing import arguments_class, parse, parse_counts, take_positional
 from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
+from loopwise.config import to_json
 from loopwise.data import cache
 from loopwise.errors import ConfigError
 from loopwise.evaluation import Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
+from loopwise.reasoners.base import Reasoner, ReasonerConfig
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
@@ -31,13 +33,15 @@ ABOUT = """Measure a trained model on puzzles that it has not seen: loopwise eva
 
 By default the answers after fixed numbers of steps, and those at which the model halts. With --budget or --starts the
 answers that `loopwise solve` gives with them. With --curve both, over numbers of steps beyond the trained one and over
-numbers of starts, as tables and as a picture. The options of the task can be changed, such as its length.
+numbers of starts, as tables and as a picture. The options of the task can be changed, such as its length, and those of
+the reasoner that need no other weights, such as its cycles.
 
   loopwise eval runs/six
   loopwise eval runs/six --max-steps 1,2,4,8,16,32 --json
   loopwise eval runs/six --budget "verified|halted|steps=64" --starts 1,8
   loopwise eval runs/six --curve --out curves/six
   loopwise eval runs/sorting --task.n 24
+  loopwise eval runs/sorting --reasoner.H-cycles 3
   loopwise eval runs/sudoku --task.test-file my_puzzles.csv
 """
 
@@ -57,13 +61,16 @@ def main(arguments: Sequence[str]) -> int:
     trust = "--trust" in rest
     solver = loopwise.load(checkpoint, trust=trust)
     task = solver.task
-    args = parse(_arguments(task=(type(task.config), task.config, "")), rest, command="eval CHECKPOINT", about=ABOUT)
+    groups = {"task": task.config, "reasoner": solver.reasoner.config}
+    options = _arguments(**{name: (type(config), config, "") for name, config in groups.items()})
+    args = parse(options, rest, command="eval CHECKPOINT", about=ABOUT)
     _check(args)
     changed = type(task).restore(args.task, task.metadata())
     if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
         known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
         raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
-    solver = Solver(dataclasses.replace(solver.model, task=changed), slots=args.slots, compile=args.compile)
+    model = dataclasses.replace(solver.model, task=changed, reasoner=_changed(solver.reasoner, args.reasoner))
+    solver = Solver(model, slots=args.slots, compile=args.compile)
     starts = _starts(args, solver)
     data = cache.examples(changed, args.split)
     data = data.rows(slice(args.limit or None))
@@ -74,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         "data_sha256": cache.fingerprint(data),
         "puzzles": len(data.inputs),
         "search": solver.reasoner.search,
+        "reasoner": to_json(solver.reasoner.config),
         "trained_steps": solver.trained_steps,
         "flops_per_step": solver.step_flops(data.inputs.shape[1]),
     }
@@ -86,8 +94,22 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _arguments(**task: tuple[type, Any, str]) -> type[Any]:
-    """The options, with those of a task."""
+def _changed(reasoner: Reasoner[Any], config: ReasonerConfig) -> Reasoner[Any]:
+    """The same weights with other options. Raises ConfigError where these need other weights."""
+    if config == reasoner.config:
+        return reasoner
+    changed = type(reasoner)(config, reasoner.spec, reasoner.dtype)
+    try:
+        changed.load_state_dict(reasoner.state_dict())
+    except RuntimeError:
+        fields = [f.name for f in dataclasses.fields(config)]
+        names = ", ".join(name for name in fields if getattr(config, name) != getattr(reasoner.config, name))
+        raise ConfigError(f"the weights do not fit with another {names}; change what needs none, or train") from None
+    return changed
+
+
+def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
+    """The options, with those of a task and of a reasoner."""
     return arguments_class(
         "Eval",
         StartOptions,
@@ -111,7 +133,7 @@ def _arguments(**task: tuple[type, Any, str]) -> type[Any]:
         compile=(bool, False, "fuse the network's kernels first, half a minute that pays for thousands of puzzles"),
         trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
         json=(bool, False, "write the scores as JSON"),
-        **task,
+        **groups,
     )
 
 

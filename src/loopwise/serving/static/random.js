@@ -10,6 +10,7 @@ const PATIENCE = 5; // seconds for that
 // numbers there are.
 const SHOWPIECES = {
   "2x3": "5.4..1...........5...63..214..6.....",
+  "3x3": "1....7.9..3..2...8..96..5....53..9...1..8...26....4...3......1..4......7..7...3..",
   2: "001101111011010001011101000010001000001001000100",
 };
 
@@ -38,8 +39,9 @@ export async function drawMany(model, length, number, signal) {
 /** Of many random puzzles the one that takes the model the most steps, if it can be solved at all. */
 export async function drawHardest(model, length, signal) {
   const puzzles = await drawMany(model, length, SEARCHED, signal);
-  const budget = `verified|halted|steps=${4 * (model.trained_steps ?? 16)}`;
-  const results = await api.solveAll({ model: model.name, puzzles, budget, deadline: PATIENCE }, signal);
+  const halted = model.default_starts > 1 ? "" : "halted|"; // a search goes on until the rules accept
+  const budget = `verified|${halted}steps=${4 * (model.trained_steps ?? 16)}`;
+  const results = await api.solveAll({ model: model.name, puzzles, budget, starts: 1, deadline: PATIENCE }, signal);
   const steps = results.map((result) => (result.error ? 0 : result.steps + (result.verified === false ? 0 : 1000)));
   return puzzles[steps.indexOf(Math.max(...steps))];
 }
