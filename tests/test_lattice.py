@@ -1,17 +1,20 @@
 """The lattice reasoner: what a step may do to the possible symbols, and that nothing but the network does it."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from loopwise.checkpoint import Model
+from loopwise.cli.thinking import show_steps
 from loopwise.errors import ConfigError
 from loopwise.evaluation import evaluate
 from loopwise.reasoners.gradients import FullBPTT
 from loopwise.reasoners.halting import AdaptiveComputationTime, Correctness, HaltingConfig
 from loopwise.reasoners.lattice import Lattice, LatticeConfig
+from loopwise.solving.budget_text import as_budget
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.solving.solver import Solver
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
@@ -320,3 +323,24 @@ def test_further_cycles_come_first_in_training():
         with torch.no_grad():
             reasoner(state._replace(steps=steps), BATCH, FullBPTT())
         assert len(calls) == 2
+
+
+def test_a_search_can_be_watched(guesser, capsys):
+    """Every step of every chain is shown with its residual; `--trace` shows the first chain's, and the answer."""
+    seen = []
+    with Solver(guesser, slots=16, device="cpu") as solver:
+        solution = solver.begin(EASY.inputs[0], "verified|steps=40", watch=seen.append).result()
+        assert {glimpse.start for glimpse in seen} == set(range(16))
+        assert all(glimpse.residual > 0 for glimpse in seen)
+        capsys.readouterr()
+        show_steps(solver, EASY.inputs[0], as_budget("verified|steps=40"), number=1, as_json=True)
+    *steps, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
+    assert {step["start"] for step in steps} == {0}
+    assert last == {
+        "puzzle": 1,
+        "step": solution.steps,
+        "answer": [TASK.spec.symbols[token] for token in solution.tokens],
+        "verified": True,
+        "start": solution.start,
+    }

@@ -6,6 +6,7 @@ import json
 import time
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +14,8 @@ from rich.live import Live
 from rich.text import Text
 
 from loopwise.cli.puzzles import symbols
-from loopwise.solving.budgets import Budget, Progress, Verified
+from loopwise.solving.budgets import Budget, Verified
+from loopwise.solving.solution import Glimpse
 from loopwise.solving.solver import Solver
 from loopwise.types import Json, Tokens
 
@@ -21,9 +23,6 @@ __all__ = ["show_steps"]
 
 SECONDS_A_STEP = 0.4
 """Pause after each step in a terminal, so that the eye can follow."""
-
-SECONDS_A_SEARCH_STEP = 0.05
-"""Pause after each step of a search, which takes hundreds."""
 
 
 def show_steps(solver: Solver, value: Json, budget: Budget | None, *, number: int, as_json: bool) -> None:
@@ -37,61 +36,72 @@ def show_steps(solver: Solver, value: Json, budget: Budget | None, *, number: in
     if not as_json:
         console.print("[bold]the puzzle[/bold]")
         console.print(solver.task.render(puzzle), soft_wrap=True)
-    screen = _Screen(solver, puzzle, console)
+    if solver.reasoner.search:
+        _show_search(solver, value, puzzle, budget, console, number=number, as_json=as_json)
+    else:
+        _show_pass(solver, value, puzzle, budget, console, number=number, as_json=as_json)
+
+
+def _show_pass(
+    solver: Solver, value: Json, puzzle: Tokens, budget: Budget, console: Console, *, number: int, as_json: bool
+) -> None:
+    """One board below the other."""
     engine = solver.engine()
     work = engine.submit(puzzle, budget, check=partial(solver.checker, puzzle))
-    with screen.live if screen.in_place else nullcontext():
-        while not work.stopped_by:
-            engine.step()
-            if work.error:
-                raise work.error
-            if as_json:
-                _write(solver, value, work.progress, number)
-            else:
-                screen.show(work.progress, last=bool(work.stopped_by))
-
-
-def _write(solver: Solver, value: Json, progress: Progress, number: int) -> None:
-    """Write a step as a line of JSON."""
-    assert progress.answer is not None
-    answer = progress.answer if isinstance(value, np.ndarray) else solver.task.format(progress.answer, value)
-    record = {"puzzle": number, "step": progress.steps, "answer": symbols(solver, answer)}
-    record |= {"verified": progress.verified, "halt_probability": progress.halt_probability}
-    print(json.dumps(record, ensure_ascii=False), flush=True)
-
-
-class _Screen:
-    """The steps as a person sees them: one board below the other, or, of a search, whose steps are many, all in one
-    place; where that is no terminal, a line for each and the last board.
-    """
-
-    def __init__(self, solver: Solver, puzzle: Tokens, console: Console) -> None:
-        self.task = solver.task
-        self.search = solver.reasoner.search
-        self.puzzle = puzzle
-        self.previous: Tokens | None = None
-        self.console = console
-        self.in_place = self.search and console.is_terminal
-        self.live = Live(console=console, auto_refresh=False)
-
-    def show(self, progress: Progress, *, last: bool) -> None:
-        """Show a step."""
-        answer, previous = progress.answer, self.previous
+    previous: Tokens | None = None
+    while not work.stopped_by:
+        engine.step()
+        if work.error:
+            raise work.error
+        progress = work.progress
+        answer, probability = progress.answer, progress.halt_probability
         assert answer is not None
-        line = f"[bold]step {progress.steps}[/bold]"
-        if previous is not None:
-            line += f", {int((answer != previous).sum())} changed"
-        if not self.search:
-            line += f", halt probability {progress.halt_probability:.3f}"
-        if progress.verified:
-            line += ", solved"
-        board = self.task.render(answer, self.puzzle, previous)
-        if self.in_place:
-            self.live.update(Text.from_markup(f"{line}\n{board}"), refresh=True)
+        if as_json:
+            _write(solver, value, number, progress.steps, answer, progress.verified, halt_probability=probability)
         else:
-            self.console.print(line)
-            if last or not self.search:
-                self.console.print(board, soft_wrap=True)
-        if self.console.is_terminal:
-            time.sleep(SECONDS_A_SEARCH_STEP if self.search else SECONDS_A_STEP)
-        self.previous = answer
+            changed = "" if previous is None else f", {int((answer != previous).sum())} changed"
+            solved = ", solved" if progress.verified else ""
+            console.print(f"[bold]step {progress.steps}[/bold]{changed}, halt probability {probability:.3f}{solved}")
+            console.print(solver.task.render(answer, puzzle, previous), soft_wrap=True)
+            if console.is_terminal:
+                time.sleep(SECONDS_A_STEP)
+        previous = answer
+
+
+def _show_search(
+    solver: Solver, value: Json, puzzle: Tokens, budget: Budget, console: Console, *, number: int, as_json: bool
+) -> None:
+    """The first of the chains, all of its steps in one place as they are many, then the board that was found."""
+    live = Live(console=console, auto_refresh=False, transient=True)
+    in_place = console.is_terminal and not as_json
+    previous: list[Tokens | None] = [None]
+
+    def show(glimpse: Glimpse) -> None:
+        if glimpse.start:
+            return
+        if as_json:
+            _write(solver, value, number, glimpse.step, glimpse.answer, None, start=0)
+        elif in_place:
+            board = solver.task.render(glimpse.answer, puzzle, previous[0])
+            live.update(Text.from_markup(f"[bold]step {glimpse.step}[/bold] of chain 1\n{board}"), refresh=True)
+        previous[0] = glimpse.answer
+
+    with live if in_place else nullcontext():
+        solution = solver.begin(value, budget, watch=show).result()
+    solver.close()
+    if as_json:
+        _write(solver, value, number, solution.steps, solution.tokens, solution.verified, start=solution.start)
+        return
+    outcome = "solved" if solution.verified else f"not solved, stopped by {solution.stopped_by}"
+    where = f"step {solution.steps} of chain {solution.start + 1}"
+    console.print(f"[bold]{where}[/bold], {outcome}, {solution.total_steps:,} steps in all, {solution.seconds:.2g} s")
+    console.print(solver.task.render(solution.tokens, puzzle), soft_wrap=True)
+
+
+def _write(
+    solver: Solver, value: Json, number: int, step: int, tokens: Tokens, verified: bool | None, **more: Any
+) -> None:
+    """Write a step as a line of JSON."""
+    answer = symbols(solver, tokens if isinstance(value, np.ndarray) else solver.task.format(tokens, value))
+    record = {"puzzle": number, "step": step, "answer": answer, "verified": verified, **more}
+    print(json.dumps(record, ensure_ascii=False), flush=True)

@@ -178,7 +178,7 @@ def read_prediction(prediction: Prediction) -> tuple[Tokens, npt.NDArray[Any], n
 def _residuals(new: State, old: State) -> npt.NDArray[Any]:
     """|new - old| / |new| of each row over all tensors of the state: [B]."""
     pairs = [(a.float(), b.float()) for a, b in zip(new, old, strict=True) if a.is_floating_point()]
-    change = torch.stack([(a - b).flatten(1).norm(dim=1) for a, b in pairs]).norm(dim=0)
-    size = torch.stack([a.flatten(1).norm(dim=1) for a, _ in pairs]).norm(dim=0)
+    change = torch.stack([(a - b).reshape(len(a), -1).norm(dim=1) for a, b in pairs]).norm(dim=0)
+    size = torch.stack([a.reshape(len(a), -1).norm(dim=1) for a, _ in pairs]).norm(dim=0)
     residuals: npt.NDArray[Any] = (change / (size + torch.finfo(size.dtype).tiny)).cpu().numpy()
     return residuals
