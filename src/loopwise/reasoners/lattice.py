@@ -6,16 +6,17 @@ updates of a fresh latent state), and then
     eliminates   the symbols that the network is nearly sure cannot stand there;
     gives up     where a position has no symbol left, or where the network believes that a right one has been lost, and
                  starts again from what it had eliminated before its first guess, or now and then from the puzzle;
-    guesses      at a position with the fewest symbols left, one of them, drawn from the network's own distribution; the
-                 first guess of a chain, and in training every guess, waits for a step that eliminated nothing.
+    guesses      at a position with the fewest symbols left, rather one where the network is sure, a symbol drawn from
+                 the network's own distribution; the first guess of a chain waits for a step that eliminated nothing.
 
 So a chain of steps is a search, in the slots, and its score is reported as search. No rule of the puzzle is applied:
 each elimination, each guess and each retreat is the network's, and whether an answer is right is for the task to say.
 
-In training the label says which symbols are right, and the loss is taken after every update of the latent state: of
-each symbol being kept or not, of the answer, and of any right symbol having been lost. The states that are trained on
-are those to which the search itself has come. Source: the lattice deduction transformer (arXiv 2605.08605); its
-transformer is replaced by the network over symbols, which needs no augmentation by names of digits and far fewer FLOPs.
+In training every guess waits so. The label says which symbols are right, and the loss is taken after every update of
+the latent state: of each symbol being kept or not, of the answer, and of any right symbol having been lost. The states
+that are trained on are those to which the search itself has come. Source: the lattice deduction transformer (arXiv
+2605.08605); its transformer is replaced by the network over symbols, which needs no augmentation by names of digits
+and far fewer FLOPs.
 """
 
 from __future__ import annotations
@@ -237,17 +238,19 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         restart = (counts == 0).any(1) | (full & quiet)
         restart |= torch.sigmoid(opinion.conflict) > c.conflict
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
-        # A position with the fewest symbols that is open, since a guess there is most likely right.
-        place = (torch.where(counts > 1, counts, MANY) + noise).argmin(1)
+        scores = opinion.symbols + torch.where(kept, 0.0, RULED_OUT)
+        doubt = 1 - scores.softmax(2).amax(2)
+        # An open position with the fewest symbols, since a guess there is most likely right. The noise is for the case
+        # that the network is sure of something wrong.
+        place = (torch.where(counts > 1, counts, MANY) + (doubt + noise) / 2).argmin(1)
         here = F.one_hot(place, length).bool().unsqueeze(2)
-        scores = opinion.symbols / c.temperature + torch.where(kept, 0.0, RULED_OUT / c.temperature)
         rows = torch.arange(len(place), device=place.device)
-        guess = F.one_hot((scores[rows, place] - torch.log(-torch.log(dice))).argmax(1), fields).bool()
+        guess = F.one_hot((scores[rows, place] / c.temperature - torch.log(-torch.log(dice))).argmax(1), fields).bool()
         right = (wanted & kept)[rows, place]
         hinted = right.any(1) & (luck[:, 1] < c.hint)
         guess = (right & hinted.unsqueeze(1)) | (guess & ~hinted.unsqueeze(1))
-        hasty = (state.guesses > 0) & ~wanted.flatten(1).any(1)
-        guesses = (quiet | hasty) & ~full
+        learning = wanted.flatten(1).any(1)
+        guesses = (quiet | (state.guesses > 0) & ~learning) & ~full
         chosen = torch.where(guesses[:, None, None] & here, guess.unsqueeze(1), kept)
         base = torch.where((state.guesses == 0)[:, None, None], kept, state.base)
         anew = (state.guesses == 0) | (luck[:, 2] < c.again)
