@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             print(json.dumps({**record, "validation_exact": scores["exact_accuracy"]}))
         low, high = scores["interval_95"]
         exact = f"{100 * scores['exact_accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in {scores['steps']} steps"
+        exact += " of search" * model.reasoner.search
         table.add_row(name, model.task.name, f"{parameters:,}", f"{size / 1e6:.2f} MB", exact)
     if not args.json:
         Console(highlight=False).print(table if table.rows else "no models come with this version")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ from loopwise.solving.budget_text import BudgetLike, as_budget
 from loopwise.solving.budgets import Budget, Halted, Steps, Verified
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
-from loopwise.solving.lane import computed_rows, read_prediction
+from loopwise.solving.lane import Lane, computed_rows, read_prediction
 from loopwise.solving.service import Answer, Service
 from loopwise.solving.solution import Glimpse, Request, Solution
 from loopwise.solving.starts import Starts, as_starts
@@ -90,6 +91,9 @@ class Solver:
         trouble = compile_networks(self.reasoner) if compile else None
         if trouble:
             logging.getLogger("loopwise").warning("not compiled: %s", trouble)
+        elif compile:  # now, so that no puzzle's time pays for it
+            with torch.inference_mode():
+                Lane(model, slots, self.reasoner.spec.length, self.device).advance(time.monotonic)
         self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
         usual = Halted() | Steps(self.trained_steps)
