@@ -229,11 +229,14 @@ everything = cases(DEFAULTS, PRODUCT, VARIANTS, POLICIES)
 
 
 def awaken(reasoner):
-    """Draw the weights that start at a constant (of the halting head, of the puzzle table), so that they have a say."""
+    """Draw the weights that start at a constant (of the halting head, of the puzzle table), so that they have a say.
+
+    Not a single number, such as the bias of the lattice's alarm: drawn, it would ring at each step and undo all states.
+    """
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for p in reasoner.parameters():
-            if (p == p.flatten()[0]).all():
+            if p.numel() > 1 and (p == p.flatten()[0]).all():
                 p.copy_(torch.randn(p.shape, generator=rng))
     return reasoner
 
