@@ -46,7 +46,7 @@ SEARCH_STEPS = 1000
 """Steps after which a start of a search is given up, unless its budget says otherwise."""
 
 SEARCH_STARTS = 16
-"""Chains of a search that run side by side, unless a caller says otherwise; fewer cost as much (lane.ROUND_ROWS)."""
+"""Chains of a search that run side by side, unless a caller says otherwise; 2 to 15 cost as much (lane.ROUND_ROWS)."""
 
 NOT_YET: Final = object()
 """Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
