@@ -11,10 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import loopwise
 from loopwise.cli import COMMANDS, main
 from loopwise.data import fetch as fetch_module
+from loopwise.storage import read_tensors
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from terminal import files_of, loopwise_process
 
@@ -507,6 +509,31 @@ def test_an_evaluation_covers_other_splits_sizes_and_fewer_puzzles(terminal, sor
     assert (base["puzzles"], few["puzzles"], validation["puzzles"]) == (40, 7, 20)
     assert len({r["data_sha256"] for r in (base, few, longer, validation)}) == 4
     assert longer["flops_per_step"] > base["flops_per_step"]
+
+
+def test_weights_that_serve_any_size_are_measured_and_trained_on_at_another(terminal, tmp_path):
+    """With the convolution core --task.size of eval builds the larger grid, and --training.start-from begins a run on
+    it with the same weights; what does not fit is refused in a line."""
+    options = "maze --task.size {} --task.min-moves 3 --task.train 20 --task.validation 10 --task.test 10"
+    options += " --reasoner looped --reasoner.hidden-size 8 --reasoner.width-multiple 8 --reasoner.registers 0"
+    options += " --reasoner.core {} --reasoner.num-layers 1 --training.batch-size 4 --training.steps 2"
+    options += " --training.eval-every 2 --training.ema 0 --training.warmup-steps 0 --tracker none"
+
+    def train(name, size, core, *more):
+        command = options.format(size, core).split()
+        return ["train", *command, "--out", str(tmp_path / name), *more]
+
+    assert main(train("small", 4, "convolution")) == 0
+    (record,) = terminal.records("eval", tmp_path / "small", "--task.size", "7", "--json")
+    assert record["puzzles"] == 10
+    begin = ["--training.start-from", str(tmp_path / "small")]
+    assert main(train("large", 7, "convolution", *begin, "--training.lr", "1e-9", "--training.weight-decay", "0")) == 0
+    weights = [read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("small", "large")]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
+    assert "do not fit" in terminal.refuses(*train("other", 7, "attention", *begin))
+    nowhere = train("none", 7, "convolution", "--training.start-from", "nowhere")
+    assert "no checkpoint folder" in terminal.refuses(*nowhere)
 
 
 def test_an_evaluation_is_shown_as_a_table(terminal, trained):

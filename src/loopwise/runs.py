@@ -10,13 +10,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
-from loopwise.checkpoint import CONFIG, WEIGHTS, Model, read_model, save_weights, write_config
+from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, read_model, save_weights, write_config
 from loopwise.config import from_json, to_json
 from loopwise.data import cache
 from loopwise.data.stream import Stream
 from loopwise.errors import CheckpointError, ConfigError, DataError
 from loopwise.evaluation import evaluate
 from loopwise.modelcard import model_card
+from loopwise.models import find
 from loopwise.reasoners.base import GradientConfig, GradientPolicy, Reasoner, ReasonerConfig
 from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
@@ -91,10 +92,23 @@ def start_run(
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose another --out")
     model = build(config)
+    if config.training.start_from:
+        _take_weights(model.reasoner, config.training.start_from)
     # What `auto` means here is written down, so that the run continues in the same format on another machine.
     training = from_json(TrainingConfig, {**to_json(config.training), "dtype": dtype_name(model.reasoner.dtype)})
     with StopSignals() as signals:
         return _Run(model, training, folder, tracker).train(signals, time_limit)
+
+
+def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
+    """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError."""
+    other = load_model(Path(find(source)))[0].reasoner
+    try:
+        reasoner.load_state_dict(other.state_dict())
+    except RuntimeError:
+        raise ConfigError(
+            f"the weights of {source} ({other.name}) do not fit this {reasoner.name}; give it the options of that model"
+        ) from None
 
 
 def resume_training_config(folder: Path) -> TrainingConfig:
@@ -119,7 +133,7 @@ def resume_run(
     before = resume_training_config(folder)
     training = training or before
     model, _ = read_model(folder, trust=True)
-    for name in ("optimizer", "dtype", "seed", "batch_size", "threads"):
+    for name in ("start_from", "optimizer", "dtype", "seed", "batch_size", "threads"):
         if getattr(training, name) != getattr(before, name):
             raise ConfigError(f"{name} is fixed when a run starts, here {getattr(before, name)}; start another run")
     with StopSignals() as signals:

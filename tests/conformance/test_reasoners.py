@@ -73,6 +73,8 @@ def choices(config_class):
 def small(config_class, sizes=SMALL, **options):
     """A small config; options that the class does not have are dropped."""
     names = {field.name for field in dataclasses.fields(config_class)}
+    if options.get("core") == "convolution":
+        options = {**options, "registers": 0}
     return config_class(**{name: value for name, value in {**sizes, **options}.items() if name in names})
 
 

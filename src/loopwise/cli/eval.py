@@ -25,7 +25,7 @@ from loopwise.reasoners.base import Reasoner, ReasonerConfig
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
-from loopwise.types import SPLITS, Examples, Json, Split
+from loopwise.types import SPLITS, Examples, Json, Split, TaskSpec
 
 __all__ = ["main"]
 
@@ -69,7 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
         known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
         raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
-    model = dataclasses.replace(solver.model, task=changed, reasoner=_changed(solver.reasoner, args.reasoner))
+    reasoner = _changed(solver.reasoner, args.reasoner, changed.spec)
+    model = dataclasses.replace(solver.model, task=changed, reasoner=reasoner)
     solver = Solver(model, slots=args.slots, compile=args.compile)
     starts = _starts(args, solver)
     data = cache.examples(changed, args.split)
@@ -94,14 +95,16 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _changed(reasoner: Reasoner[Any], config: ReasonerConfig) -> Reasoner[Any]:
-    """The same weights with other options. Raises ConfigError where these need other weights."""
-    if config == reasoner.config:
+def _changed(reasoner: Reasoner[Any], config: ReasonerConfig, spec: TaskSpec) -> Reasoner[Any]:
+    """The same weights with other options, or for another size. Raises ConfigError where these need other weights."""
+    if config == reasoner.config and spec.shape == reasoner.spec.shape:
         return reasoner
-    changed = type(reasoner)(config, reasoner.spec, reasoner.dtype)
+    changed = type(reasoner)(config, spec, reasoner.dtype)
     try:
         changed.load_state_dict(reasoner.state_dict())
     except RuntimeError:
+        if config == reasoner.config:
+            return reasoner
         fields = [f.name for f in dataclasses.fields(config)]
         names = ", ".join(name for name in fields if getattr(config, name) != getattr(reasoner.config, name))
         raise ConfigError(f"the weights do not fit with another {names}; change what needs none, or train") from None

@@ -3,7 +3,8 @@
 Weights are kept in float32 and cast to the number format of the activations at each call, so that the same module
 serves float32 and bfloat16. Norms and rotations are computed in float32. Source: the TRM paper (arXiv 2510.04871,
 section 4) and its published code, as facts: post-norm, truncated normal initialisation of standard deviation
-1/sqrt(fan_in), SwiGLU width 2/3 of the expansion rounded up to a multiple of 256.
+1/sqrt(fan_in), SwiGLU width 2/3 of the expansion rounded up to a multiple of 256. Beside them stands a convolution, of
+which the recurrent networks are made that go from small mazes to larger ones (arXiv 2106.04537, 2202.05826).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from loopwise.nn.positions import Rotation, rotate
 __all__ = [
     "Attention",
     "AttentionBlock",
+    "Convolution",
+    "ConvolutionBlock",
     "GatedUnit",
     "HaltingHead",
     "Linear",
@@ -175,4 +178,40 @@ class MixerBlock(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
         """[B, S, D] -> [B, S, D]. Positions are in the weights; `rotation` is None."""
         x = rms_norm(x + self.token_mlp.across(x), self.eps, dim=1)
+        return rms_norm(x + self.mlp(x), self.eps)
+
+
+class Convolution(nn.Module):
+    """A linear map of each position and its neighbours: 3x3 cells of a grid, or 3 positions of a row.
+
+    Beyond the edge there are zeros.
+    """
+
+    def __init__(self, size: int, shape: tuple[int, ...], rng: torch.Generator) -> None:
+        super().__init__()
+        self.grid = (1, *shape)[-2:]
+        rows = min(3, 2 * self.grid[0] - 1)
+        self.padding = (rows // 2, 1)
+        weight = torch.empty(size, size, rows, 3)
+        self.weight = nn.Parameter(truncated_normal_(weight, (3 * rows * size) ** -0.5, rng))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, S, D] -> [B, S, D], S the cells of the grid row by row."""
+        grid = x.view(x.shape[0], *self.grid, x.shape[2]).permute(0, 3, 1, 2)
+        weight = self.weight.to(x.dtype, memory_format=torch.channels_last)
+        return F.conv2d(grid, weight, padding=self.padding).permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class ConvolutionBlock(nn.Module):
+    """x <- norm(x + convolution(x)); x <- norm(x + SwiGLU(x))."""
+
+    def __init__(self, convolution: Convolution, mlp: SwiGLU, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.convolution = convolution
+        self.mlp = mlp
+
+    def forward(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """[B, S, D] -> [B, S, D]. Its neighbours tell a position where it stands; `rotation` is None."""
+        x = rms_norm(x + self.convolution(x), self.eps)
         return rms_norm(x + self.mlp(x), self.eps)

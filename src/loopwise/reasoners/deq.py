@@ -58,12 +58,12 @@ class DEQ(EmbeddedReasoner[DEQConfig]):
     Config: ClassVar[type[ReasonerConfig]] = DEQConfig
     default_gradient: ClassVar[str] = "implicit"
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """A fixed random vector to start from, the injection U and the network."""
         c = self.config
         self.z_init = nn.Buffer(truncated_normal_(torch.empty(c.hidden_size), 1.0, rng))
         self.U = Linear(c.hidden_size, c.hidden_size, rng)
-        self.f = Network(c, c.num_layers, length, rng)
+        self.f = Network(c, c.num_layers, shape, rng)
 
     def init_state(self, batch_size: int, length: int) -> DEQState:
         """The fixed random vector, at each position."""

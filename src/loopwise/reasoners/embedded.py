@@ -34,7 +34,7 @@ class EmbeddedConfig(ReasonerConfig):
     hidden_size: int = 512
     """D, the size of the vector at each position."""
     positions: Literal["rotary", "learned", "fixed", "none"] = "rotary"
-    """How attention tells positions apart; the mlp core needs none of it (its weights do)."""
+    """How attention tells positions apart; the other cores need none of it (their weights do)."""
     registers: int = 16
     """R, extra positions in front of the puzzle; 0 leaves out the puzzle embedding too."""
     halting_reads: Literal["first", "mean"] = "first"
@@ -74,13 +74,14 @@ class EmbeddedReasoner(Reasoner[C]):
             self.puzzles: nn.Embedding = nn.Embedding(spec.num_puzzle_ids, size, sparse=True, _weight=zeros)
         if config.positions == "learned":
             self.places = nn.Parameter(truncated_normal_(torch.empty(length, size), size**-0.5, rng))
-        self.build(length, rng)
+        # With registers in front the positions are a row, whatever shape the puzzle has.
+        self.build((length,) if config.registers else tuple(spec.shape), rng)
         self.head = Linear(size, spec.vocab_size, rng)
         self.halt = HaltingHead(size)
 
     @abstractmethod
-    def build(self, length: int, rng: torch.Generator) -> None:
-        """Make the initial states and the networks, for S = `length` positions."""
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
+        """Make the initial states and the networks, for S positions: (S,), or the (rows, columns) of a grid."""
 
     @abstractmethod
     def answer(self, state: State) -> Tensor:

@@ -72,12 +72,12 @@ class HRM(EmbeddedReasoner[HRMConfig]):
     default_gradient: ClassVar[str] = "last-updates"
     default_halting: ClassVar[str] = "q-learning"
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """Two fixed random vectors and two networks."""
         self.H_init = nn.Buffer(truncated_normal_(torch.empty(self.config.hidden_size), 1.0, rng))
         self.L_init = nn.Buffer(truncated_normal_(torch.empty(self.config.hidden_size), 1.0, rng))
-        self.H = Network(self.config, self.config.H_layers, length, rng)
-        self.L = Network(self.config, self.config.L_layers, length, rng)
+        self.H = Network(self.config, self.config.H_layers, shape, rng)
+        self.L = Network(self.config, self.config.L_layers, shape, rng)
 
     def init_state(self, batch_size: int, length: int) -> HRMState:
         """The two fixed random vectors, at each position."""

@@ -52,12 +52,12 @@ class Looped(EmbeddedReasoner[LoopedConfig]):
     Config: ClassVar[type[ReasonerConfig]] = LoopedConfig
     default_gradient: ClassVar[str] = "full-bptt"
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """A fixed random vector, and one network or one for each cycle."""
         c = self.config
         self.z_init = nn.Buffer(truncated_normal_(torch.empty(c.hidden_size), 1.0, rng))
         count = 1 if c.tied else c.cycles
-        self.f = nn.ModuleList(Network(c, c.num_layers, length, rng) for _ in range(count))
+        self.f = nn.ModuleList(Network(c, c.num_layers, shape, rng) for _ in range(count))
 
     def init_state(self, batch_size: int, length: int) -> LoopedState:
         """The fixed random vector, at each position."""

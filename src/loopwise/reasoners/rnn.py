@@ -59,7 +59,7 @@ class RNN(EmbeddedReasoner[RNNConfig]):
     Config: ClassVar[type[ReasonerConfig]] = RNNConfig
     default_gradient: ClassVar[str] = "full-bptt"
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """Fixed random vectors for memory and positions, and the units."""
         c = self.config
         self.h_init = nn.Buffer(truncated_normal_(torch.empty(c.num_layers, c.hidden_size), 1.0, rng))

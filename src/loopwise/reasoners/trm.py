@@ -60,11 +60,11 @@ class TRM(EmbeddedReasoner[TRMConfig]):
     name: ClassVar[str] = "trm"
     Config: ClassVar[type[ReasonerConfig]] = TRMConfig
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """Two fixed random vectors and the one network."""
         self.y_init = nn.Buffer(truncated_normal_(torch.empty(self.config.hidden_size), 1.0, rng))
         self.z_init = nn.Buffer(truncated_normal_(torch.empty(self.config.hidden_size), 1.0, rng))
-        self.f = Network(self.config, self.config.num_layers, length, rng)
+        self.f = Network(self.config, self.config.num_layers, shape, rng)
 
     def init_state(self, batch_size: int, length: int) -> TRMState:
         """The two fixed random vectors, at each position."""

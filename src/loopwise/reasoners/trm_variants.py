@@ -38,10 +38,10 @@ class SingleStateTRM(EmbeddedReasoner[TRMConfig]):
     name: ClassVar[str] = "trm-single"
     Config: ClassVar[type[ReasonerConfig]] = TRMConfig
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """One fixed random vector and the one network."""
         self.z_init = nn.Buffer(truncated_normal_(torch.empty(self.config.hidden_size), 1.0, rng))
-        self.f = Network(self.config, self.config.num_layers, length, rng)
+        self.f = Network(self.config, self.config.num_layers, shape, rng)
 
     def init_state(self, batch_size: int, length: int) -> SingleState:
         """The fixed random vector, at each position."""
@@ -102,12 +102,12 @@ class MultiStateTRM(EmbeddedReasoner[MultiStateTRMConfig]):
     name: ClassVar[str] = "trm-multi"
     Config: ClassVar[type[ReasonerConfig]] = MultiStateTRMConfig
 
-    def build(self, length: int, rng: torch.Generator) -> None:
+    def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
         """1 + k fixed random vectors and the one network."""
         c = self.config
         self.y_init = nn.Buffer(truncated_normal_(torch.empty(c.hidden_size), 1.0, rng))
         self.z_init = nn.Buffer(truncated_normal_(torch.empty(c.k, c.hidden_size), 1.0, rng))
-        self.f = Network(c, c.num_layers, length, rng)
+        self.f = Network(c, c.num_layers, shape, rng)
 
     def init_state(self, batch_size: int, length: int) -> MultiState:
         """The fixed random vectors, at each position."""

@@ -17,6 +17,8 @@ __all__ = ["TrainingConfig"]
 class TrainingConfig:
     """How to train."""
 
+    start_from: str = ""
+    """Begin with the weights of this model, a checkpoint's folder or a shipped one; by default with fresh ones."""
     steps: int = 65_104
     """Optimizer steps; each is one supervision step of every slot."""
     batch_size: int = 768
