@@ -533,7 +533,7 @@ def test_weights_that_serve_any_size_are_measured_and_trained_on_at_another(term
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
     assert "do not fit" in terminal.refuses(*train("other", 7, "attention", *begin))
     nowhere = train("none", 7, "convolution", "--training.start-from", "nowhere")
-    assert "no checkpoint folder" in terminal.refuses(*nowhere)
+    assert "no weights to start from" in terminal.refuses(*nowhere)
 
 
 def test_an_evaluation_is_shown_as_a_table(terminal, trained):

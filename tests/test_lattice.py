@@ -101,8 +101,8 @@ def test_a_full_board_is_given_up_when_it_has_been_seen():
     assert second.all()
 
 
-def test_guesses_are_made_where_the_fewest_symbols_are_left():
-    """Where one open position has fewer symbols than all others, the guess is made there."""
+def test_guesses_are_made_where_few_symbols_are_left():
+    """Where one open position has two symbols fewer than all others, the guess is made there."""
     for place in np.flatnonzero(~GIVEN[0].numpy()):
         possible = told()
         possible[:, place, 2:] = False

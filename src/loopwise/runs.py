@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
 
-from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, read_model, save_weights, write_config
+from loopwise.checkpoint import CONFIG, WEIGHTS, Model, read_model, save_weights, write_config
 from loopwise.config import from_json, to_json
 from loopwise.data import cache
 from loopwise.data.stream import Stream
@@ -24,7 +24,7 @@ from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.halting import HaltingConfig, HaltingPolicy
 from loopwise.registry import resolve, suggest
 from loopwise.runtime import dtype_name, matmul_flops, resolve_device, resolve_dtype
-from loopwise.storage import locked, write_text
+from loopwise.storage import locked, read_tensors, write_text
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.training.config import TrainingConfig
 from loopwise.training.loop import Hooks, Progress, Reason, StopSignals, run
@@ -102,12 +102,18 @@ def start_run(
 
 def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError."""
-    other = load_model(Path(find(source)))[0].reasoner
+    file = Path(find(source)) / WEIGHTS
+    if not file.exists():
+        raise CheckpointError(
+            f"{source} holds no weights to start from; give the folder of a run or the name of a model"
+        )
+    # The tensors alone: what code the other model's task names is of no concern.
+    tensors, _ = read_tensors(file)
     try:
-        reasoner.load_state_dict(other.state_dict())
+        reasoner.load_state_dict(tensors)
     except RuntimeError:
         raise ConfigError(
-            f"the weights of {source} ({other.name}) do not fit this {reasoner.name}; give it the options of that model"
+            f"the weights of {source} do not fit this {reasoner.name}; give it the options of that model"
         ) from None
 
 

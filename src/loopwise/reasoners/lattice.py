@@ -6,8 +6,8 @@ updates of a fresh latent state), and then
     eliminates   the symbols that the network is nearly sure cannot stand there;
     gives up     where a position has no symbol left, or where the network believes that a right one has been lost, and
                  starts again from what it had eliminated before its first guess, or now and then from the puzzle;
-    guesses      at a position with the fewest symbols left, rather one where the network is sure, a symbol drawn from
-                 the network's own distribution; the first guess of a chain waits for a step that eliminated nothing.
+    guesses      at a position with few symbols left, rather one where the network is sure, a symbol drawn from the
+                 network's own distribution; the first guess of a chain waits for a step that eliminated nothing.
 
 So a chain of steps is a search, in the slots, and its score is reported as search. No rule of the puzzle is applied:
 each elimination, each guess and each retreat is the network's, and whether an answer is right is for the task to say.
@@ -240,9 +240,9 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         scores = opinion.symbols + torch.where(kept, 0.0, RULED_OUT)
         doubt = 1 - scores.softmax(2).amax(2)
-        # An open position with the fewest symbols, since a guess there is most likely right. The noise is for the case
-        # that the network is sure of something wrong.
-        place = (torch.where(counts > 1, counts, MANY) + (doubt + noise) / 2).argmin(1)
+        # An open position with few symbols, since a guess there is most likely right. The noise is for the case that
+        # the network is sure of something wrong, or that the positions with the fewest decide nothing.
+        place = (torch.where(counts > 1, counts, MANY) + doubt / 2 + 1.5 * noise).argmin(1)
         here = F.one_hot(place, length).bool().unsqueeze(2)
         rows = torch.arange(len(place), device=place.device)
         guess = F.one_hot((scores[rows, place] / c.temperature - torch.log(-torch.log(dice))).argmax(1), fields).bool()
