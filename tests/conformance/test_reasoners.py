@@ -50,6 +50,8 @@ TINY = {
     "H_cycles": 1, "L_cycles": 1, "cycles": 1, "max_cycles": 2, "steps": 1, "max_ponder": 2,
 }  # fmt: skip
 """The least that still has every kind of loop; tracing takes time for each layer of each update."""
+NEEDED = {"convolution": {"registers": 0}}
+"""What a choice asks of other options."""
 EDGES = (
     {"registers": 0}, {"registers": 1}, {"num_heads": 1}, {"num_layers": 1}, {"L_layers": 1}, {"H_cycles": 1},
     {"L_cycles": 1}, {"cycles": 1}, {"num_states": 1}, {"num_states": 3},
@@ -73,8 +75,7 @@ def choices(config_class):
 def small(config_class, sizes=SMALL, **options):
     """A small config; options that the class does not have are dropped."""
     names = {field.name for field in dataclasses.fields(config_class)}
-    if options.get("core") == "convolution":
-        options = {**options, "registers": 0}
+    options = {**options, **NEEDED.get(options.get("core"), {})}
     return config_class(**{name: value for name, value in {**sizes, **options}.items() if name in names})
 
 
@@ -598,7 +599,8 @@ def test_unknown_choices_are_refused(config_class):
     for option, values in choices(config_class).items():
         assert refusal(lambda o=option: config_class(**{o: "no such choice"})) is not None
         for value in values:
-            assert refusal(lambda o=option, v=value: from_json(config_class, {o: v})) is None
+            needed = NEEDED.get(value, {})
+            assert refusal(lambda o=option, v=value, n=needed: from_json(config_class, {o: v, **n})) is None
 
 
 @every_config
