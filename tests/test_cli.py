@@ -531,6 +531,13 @@ def test_weights_that_serve_any_size_are_measured_and_trained_on_at_another(term
     weights = [read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("small", "large")]
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=1e-6)
+    # A run that was stopped before it had saved anything begins with them too.
+    shutil.rmtree(tmp_path / "large" / "training")
+    (tmp_path / "large" / "model.safetensors").unlink()
+    assert main(["train", "--resume", str(tmp_path / "large"), "--tracker", "none"]) == 0
+    resumed, _ = read_tensors(tmp_path / "large" / "model.safetensors")
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=1e-6)
     assert "do not fit" in terminal.refuses(*train("other", 7, "attention", *begin))
     nowhere = train("none", 7, "convolution", "--training.start-from", "nowhere")
     assert "no weights to start from" in terminal.refuses(*nowhere)

@@ -92,8 +92,6 @@ def start_run(
     if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty; choose another --out")
     model = build(config)
-    if config.training.start_from:
-        _take_weights(model.reasoner, config.training.start_from)
     # What `auto` means here is written down, so that the run continues in the same format on another machine.
     training = from_json(TrainingConfig, {**to_json(config.training), "dtype": dtype_name(model.reasoner.dtype)})
     with StopSignals() as signals:
@@ -155,6 +153,8 @@ class _Run:
         self.folder = folder
         self.tracker = tracker
         self.progress = Progress()
+        if training.start_from and not has_state(folder / STATE):
+            _take_weights(model.reasoner, training.start_from)
         device = resolve_device(training.device)
         if training.threads:
             torch.set_num_threads(training.threads)

@@ -190,8 +190,7 @@ class Convolution(nn.Module):
     def __init__(self, size: int, shape: tuple[int, ...], rng: torch.Generator) -> None:
         super().__init__()
         self.grid = (1, *shape)[-2:]
-        rows = min(3, 2 * self.grid[0] - 1)
-        self.padding = (rows // 2, 1)
+        rows = 3 if self.grid[0] > 1 else 1
         weight = torch.empty(size, size, rows, 3)
         self.weight = nn.Parameter(truncated_normal_(weight, (3 * rows * size) ** -0.5, rng))
 
@@ -199,7 +198,7 @@ class Convolution(nn.Module):
         """[B, S, D] -> [B, S, D], S the cells of the grid row by row."""
         grid = x.view(x.shape[0], *self.grid, x.shape[2]).permute(0, 3, 1, 2)
         weight = self.weight.to(x.dtype, memory_format=torch.channels_last)
-        return F.conv2d(grid, weight, padding=self.padding).permute(0, 2, 3, 1).reshape(x.shape)
+        return F.conv2d(grid, weight, padding="same").permute(0, 2, 3, 1).reshape(x.shape)
 
 
 class ConvolutionBlock(nn.Module):

@@ -75,7 +75,7 @@ class EmbeddedReasoner(Reasoner[C]):
         if config.positions == "learned":
             self.places = nn.Parameter(truncated_normal_(torch.empty(length, size), size**-0.5, rng))
         # With registers in front the positions are a row, whatever shape the puzzle has.
-        self.build((length,) if config.registers else tuple(spec.shape), rng)
+        self.build((length,) if config.registers else spec.shape, rng)
         self.head = Linear(size, spec.vocab_size, rng)
         self.halt = HaltingHead(size)
 
