@@ -98,6 +98,16 @@ def test_a_batch_costs_what_the_straight_line_says():
     assert told.memory == pytest.approx(meter.peak, rel=0.05)
 
 
+def test_steps_without_gradient_are_counted():
+    """With `progressive` a training step costs half of that many solving steps more, what is drawn on average."""
+    plain = sized()
+    ahead = estimate(dataclasses.replace(plain, training=dataclasses.replace(plain.training, progressive=3)))
+    without = estimate(plain)
+    assert ahead.training.flops == pytest.approx(without.training.flops + 1.5 * without.solving.flops)
+    assert ahead.training.memory == pytest.approx(without.training.memory)
+    assert ahead.solving == without.solving
+
+
 def test_the_meter_counts_bytes_that_can_be_counted_by_hand():
     """Element by element: two tensors read and one written, in one call; products and views are no traffic."""
     a, b = torch.ones(10, 10), torch.ones(10, 10)

@@ -377,6 +377,29 @@ def test_training_starts_from_random_states_and_adds_noise():
     assert not torch.equal(noisy._start_step().state.z, quiet.carry.state.z)
 
 
+def test_progressive_training_meets_each_puzzle_once_at_a_random_depth():
+    """With `progressive` every optimizer step takes fresh puzzles, which have had 0 to so many steps of the weights of
+    today, without gradient: the states are those of that many plain steps from the start, each number equally often.
+    """
+    ahead = trainer(progressive=2)
+    puzzles, depths = [], []
+    for _ in range(60):
+        ahead.carry = ahead._start_step()
+        puzzles.append(ahead.carry.batch.inputs)
+        state, found = ahead.reasoner.init_state(*ahead.carry.batch.inputs.shape), None
+        for depth in range(3):
+            if torch.allclose(state.z, ahead.carry.state.z, atol=1e-6):
+                found = depth
+            state, _ = ahead.reasoner(state, ahead.carry.batch, ahead.gradient)
+        depths.append(found)
+        assert not ahead.carry.state.z.requires_grad
+        ahead.carry = ahead._advance(ahead.carry.state, ahead.reasoner.readout(ahead.carry.state))
+        assert ahead.carry.halted.all()
+    assert set(depths) == {0, 1, 2}
+    assert min(map(depths.count, range(3))) >= 10
+    assert not torch.equal(puzzles[0], puzzles[1])
+
+
 def test_exploration_has_the_stated_probability_and_range():
     """A slot explores with the given probability, and then every minimum from 2 to max_steps is equally likely."""
     policy = Correctness(HaltingConfig(max_steps=16, exploration=0.1))

@@ -76,6 +76,12 @@ def estimate(config: RunConfig) -> Estimate:
     fewer, many = _Counted(config, 4), _Counted(config, 8)
     peaks = [_line(4, a, 8, b, batch) for a, b in zip(fewer.peaks(), many.peaks(), strict=True)]
     training, solving = (cost._replace(memory=peak) for cost, peak in zip(costs, peaks, strict=True))
+    ahead = config.training.progressive / 2  # steps without gradient, on average
+    training = training._replace(
+        flops=training.flops + ahead * solving.flops,
+        traffic=training.traffic + ahead * solving.traffic,
+        calls=training.calls + ahead * solving.calls,
+    )
     own, table = few.model.reasoner.num_parameters()
     return Estimate(
         parameters=own,
@@ -96,7 +102,7 @@ class _Counted:
     """A run of a few puzzles, to be counted."""
 
     def __init__(self, config: RunConfig, batch: int) -> None:
-        training = replace(config.training, batch_size=batch)
+        training = replace(config.training, batch_size=batch, progressive=0)  # whose number of steps is drawn
         self.model = model = build(replace(config, training=training))
         accelerator = Accelerator(cpu=training.device == "cpu")
         blank = _Blank(model.task.spec.length)

@@ -108,7 +108,7 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     # The tensors alone: what code the other model's task names is of no concern.
     tensors, _ = read_tensors(file)
     try:
-        reasoner.load_state_dict(tensors)
+        reasoner.load_state_dict({name: tensors[name] for name in reasoner.state_dict() if name in tensors})
     except RuntimeError:
         raise ConfigError(
             f"the weights of {source} do not fit this {reasoner.name}; give it the options of that model"

@@ -59,6 +59,11 @@ class TrainingConfig:
     """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
     noise: float = 0.0
     """Standard deviation of what is added to the state before each step (EqR: 0.01)."""
+    progressive: int = 0
+    """0 trains in carry space. Else every optimizer step takes fresh puzzles, thinks about them for up to so many
+    supervision steps without gradient, a new number each time, and trains the next one (arXiv 2202.05826): no slot
+    holds a puzzle that earlier weights have led astray.
+    """
     seed: int = 0
     """Seed of the order of the data, of augmentation, of exploration and of noise."""
     eval_every: int = 1000
@@ -91,6 +96,7 @@ class TrainingConfig:
             "clip",
             "random_init",
             "noise",
+            "progressive",
             "seed",
             "threads",
         ):

@@ -100,7 +100,7 @@ class Trainer:
 
     @torch.no_grad()
     def _start_step(self) -> Carry:
-        """The slots with a fresh puzzle where one has halted, and with noise in the states where that is asked for."""
+        """The slots with a fresh puzzle where one has halted, with noise in the states, and as far ahead as drawn."""
         fresh = self.carry.halted
         carry = refill(self.reasoner, self.carry, self._incoming(), fresh)
         state = carry.state
@@ -108,6 +108,9 @@ class Trainer:
             state = disturb(state, self.config.random_init, self.rng, instead=fresh)
         if self.config.noise:
             state = disturb(state, self.config.noise, self.rng)
+        if self.config.progressive:
+            for _ in range(int(torch.randint(self.config.progressive + 1, (), generator=self.rng))):
+                state = self.halting.step(self.reasoner, state, carry.batch, self.gradient).state
         return carry._replace(state=state)
 
     @torch.no_grad()
@@ -171,7 +174,7 @@ class Trainer:
         steps = self.carry.steps + 1
         with torch.no_grad():
             least = self.halting.explore(self.slots, self.rng).to(steps.device)
-            halted = self.halting.halt(prediction, steps, least)
+            halted = self.halting.halt(prediction, steps, least) | (self.config.progressive > 0)
         return Carry(state, steps, halted, self.carry.batch)
 
     @torch.no_grad()
