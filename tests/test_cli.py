@@ -543,6 +543,28 @@ def test_weights_that_serve_any_size_are_measured_and_trained_on_at_another(term
     assert "no weights to start from" in terminal.refuses(*nowhere)
 
 
+def test_the_network_of_a_search_goes_on_as_a_single_pass(terminal, tmp_path):
+    """A looped network over symbols starts from the weights of a lattice, whose further heads it leaves; the other way
+    round there is something missing, which is said in a line.
+    """
+    options = "sudoku --task.box 2x2 --task.train 20 --task.validation 10 --task.test 0 --training.ema 0"
+    options += " --reasoner.hidden-size 8 --reasoner.width-multiple 8 --reasoner.num-layers 1 --training.steps 1"
+    options += " --training.batch-size 4 --training.warmup-steps 0 --training.lr 1e-9 --training.weight-decay 0"
+
+    def train(name, reasoner, *more):
+        command = [*options.split(), "--reasoner", reasoner, "--tracker", "none"]
+        return ["train", *command, "--out", str(tmp_path / name), *more]
+
+    assert main(train("search", "lattice")) == 0
+    assert main(train("pass", "equivariant-looped", "--training.start-from", str(tmp_path / "search"))) == 0
+    search, single = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("search", "pass"))
+    assert set(single) < set(search)
+    for name, tensor in single.items():
+        torch.testing.assert_close(tensor, search[name], rtol=0, atol=1e-6)
+    back = train("back", "lattice", "--training.start-from", str(tmp_path / "pass"))
+    assert "do not fit" in terminal.refuses(*back)
+
+
 def test_an_evaluation_is_shown_as_a_table(terminal, trained):
     """Without --json there is a table with the protocol below it."""
     out = terminal.works("eval", trained, "--max-steps", "1,2")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from loopwise.reasoners.equivariant import Equivariant, EquivariantConfig
+from loopwise.reasoners.equivariant_looped import EquivariantLooped, EquivariantLoopedConfig
 from loopwise.reasoners.gradients import FullBPTT
 from loopwise.reasoners.lattice import Lattice, LatticeConfig
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
@@ -15,6 +16,7 @@ from loopwise.types import Batch
 SMALL = {"hidden_size": 16, "num_heads": 2, "width_multiple": 8}
 FAMILIES = {
     "equivariant": (Equivariant, EquivariantConfig(**SMALL, H_cycles=2, L_cycles=2)),
+    "equivariant-looped": (EquivariantLooped, EquivariantLoopedConfig(**SMALL, cycles=3)),
     "lattice": (Lattice, LatticeConfig(**SMALL, cycles=3)),
 }
 CASES = [(name, core) for name in FAMILIES for core in ("groups", "attention", "mlp")]

@@ -99,7 +99,10 @@ def start_run(
 
 
 def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
-    """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError."""
+    """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError.
+
+    The other model may have more parts: the search of a lattice has heads that its network does without.
+    """
     file = Path(find(source)) / WEIGHTS
     if not file.exists():
         raise CheckpointError(
@@ -172,7 +175,8 @@ class _Run:
         data = self._read_data()
         self.validation = data["validation"]
         self.data = {s: {"puzzles": len(e.inputs), "sha256": cache.fingerprint(e)} for s, e in data.items()}
-        self.flops = count_flops(model.reasoner, model.gradient, model.halting, model.task.spec.length)
+        flops = count_flops(model.reasoner, model.gradient, model.halting, model.task.spec.length)
+        self.flops = flops._replace(training=flops.training + flops.solving * training.progressive // 2)
         stream = Stream(
             model.task,
             data["train"],

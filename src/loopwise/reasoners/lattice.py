@@ -30,9 +30,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopwise.errors import ConfigError
-from loopwise.nn.layers import Linear, truncated_normal_
+from loopwise.nn.layers import Linear
 from loopwise.reasoners.base import GradientPolicy, ReasonerConfig, Recursion, State, detach
-from loopwise.reasoners.symbols import SymbolConfig, SymbolReasoner
+from loopwise.reasoners.candidates import CandidateReasoner
+from loopwise.reasoners.symbols import SymbolConfig
 from loopwise.runtime import generator
 from loopwise.types import Batch, Prediction, TaskSpec
 
@@ -120,7 +121,7 @@ class _Opinion(NamedTuple):
 
 
 @final
-class Lattice(SymbolReasoner[LatticeConfig]):
+class Lattice(CandidateReasoner[LatticeConfig]):
     """Search over sets of possible symbols, by a network."""
 
     name: ClassVar[str] = "lattice"
@@ -132,22 +133,11 @@ class Lattice(SymbolReasoner[LatticeConfig]):
         rng = generator("cpu", config.seed)
         super().__init__(config, spec, dtype, rng)
         size = config.hidden_size
-        self.marks = nn.Parameter(truncated_normal_(torch.empty(3, size), size**-0.5, rng))  # gone, open, alone
-        self.z_init = nn.Buffer(truncated_normal_(torch.empty(size), 1.0, rng))
         self.keep = Linear(size, 1, rng)
         self.keep_bias = nn.Parameter(torch.zeros(1))
         self.conflict = Linear(size, 1, rng)
         # Any symbol of any position may raise the alarm: at first all of them together say e^-1.
         self.conflict_bias = nn.Parameter(torch.full((1,), -1.0 - math.log(spec.length * len(self.fields))))
-        # The symbol of each token [V, K], and those of the tokens that stand in the answer where the puzzle has them.
-        symbol_of = torch.arange(spec.vocab_size).unsqueeze(1) == self.fields
-        self.symbol_of = nn.Buffer(symbol_of, persistent=False)
-        is_given = torch.tensor([token in spec.givens for token in range(spec.vocab_size)])
-        self.given = nn.Buffer(symbol_of & is_given.unsqueeze(1), persistent=False)
-
-    def encode(self, batch: Batch) -> Tensor:
-        """The roles of all symbols: x [B, L, K, D]."""
-        return self.embed(batch.inputs)
 
     def init_state(self, batch_size: int, length: int) -> LatticeState:
         """Everything is possible."""
@@ -174,10 +164,8 @@ class Lattice(SymbolReasoner[LatticeConfig]):
     ) -> tuple[LatticeState, Prediction]:
         """Look at the possible symbols, then eliminate, give up or guess. The loss is taken where labels are known."""
         given = self.given[batch.inputs]
-        possible = state.possible & (given | ~given.any(2, keepdim=True))
-        alone = possible & (possible.sum(2, keepdim=True) == 1)
-        marks = F.embedding(possible.long() + alone.long(), self.marks).to(self.dtype)
-        recursion = self.recursion(0.5**0.5 * (self.encode(batch) + self.scale * marks))
+        possible = state.possible & self.told(batch.inputs)
+        recursion = self.recursion(self.look(batch.inputs, possible))
         wanted = self.symbol_of[batch.labels.clamp(min=0)] & (batch.labels >= 0).unsqueeze(2)  # [B, L, K]
         lost = (wanted & ~possible).any(2)  # [B, L]
         thought = _Thought(self.start(self.z_init, *batch.inputs.shape))
