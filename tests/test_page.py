@@ -23,7 +23,7 @@ def service(tmp_path_factory):
         reason = "no chromium here: apt-get install chromium (scripts/browser does so where it may)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     shallow = save_shallow(tmp_path_factory.mktemp("models") / "shallow")
-    with serving("sudoku-6x6", f"shallow={shallow}", "sorting", "rolling-sum") as address:
+    with serving("sudoku-6x6", f"shallow={shallow}", "sorting", "rolling-sum", "sudoku-extreme") as address:
         yield address
 
 
@@ -59,6 +59,8 @@ def visit(service, browser):
     assert not complaints
     assert hosts == {urlsplit(service).netloc}
 
+
+EXTREME = "98.7..6..5..68......7..4.3.7......9..3...94....9...2.31..........2..7.4....5....1"
 
 WATCH = """slider => {
   window.seen = [];
@@ -281,6 +283,28 @@ def test_several_starts_are_small_multiples(visit):
     starts.first.click()
     page.wait_for_selector(".side:not([data-state=solved])")
     assert starts.first.get_attribute("aria-pressed") == "true"
+
+
+def test_a_search_shows_its_chains(visit):
+    """A model that searches begins with 16 chains, and ends with the first that the rules accept: that is the one shown
+    first, its steps can be gone back over, and what was there before the first step is the puzzle.
+    """
+    page = visit(f"model=sudoku-extreme&puzzle={EXTREME}")
+    assert page.locator("#starts").input_value() == "16"
+    think(page)
+    page.wait_for_selector(SOLVED)
+    at_the_end(page)
+    answer, steps = shown(page), step(page)
+    assert steps > 1
+    assert "." not in answer
+    assert all(given in (".", digit) for given, digit in zip(EXTREME, answer, strict=True))
+    chains = page.get_by_role("group", name="All starts").get_by_role("button")
+    assert chains.count() == 16
+    assert "solved, the answer" in page.locator(".minis [aria-pressed=true]").get_attribute("aria-label")
+    page.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    page.wait_for_selector("[role=slider][aria-valuenow='0']")
+    assert shown(page) == EXTREME
 
 
 def test_a_run_is_taken_home_as_json_and_as_gif(visit, tmp_path):
