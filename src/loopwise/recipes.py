@@ -239,7 +239,11 @@ def sudoku_extreme_lattice_small() -> RunConfig:
 
 
 def sudoku_extreme_single_pass() -> RunConfig:
-    """9x9 Sudoku in a single pass, on one core: the network of the lattice's search goes on without eliminating."""
+    """9x9 Sudoku in a single pass, on one core: the network of the lattice's search goes on without eliminating. 63 %
+    of 100 validation puzzles in 16 steps after 1,450 training steps; the run was ended at 1,880, learning by heart.
+
+    The shipped weights went on from there with more puzzles, `--task.train-file` (records/).
+    """
     return RunConfig(
         task="sudoku",
         task_config=SudokuConfig(),
@@ -291,7 +295,7 @@ def maze_8x8() -> RunConfig:
 
 
 def maze_15x15() -> RunConfig:
-    """15x15 mazes by the same network, whose weights serve 30x30 ones too; to be started from those of maze-8x8.
+    """15x15 mazes by the same network: 95 % exact in 41 minutes on one core, started from the weights of maze-8x8.
 
     `loopwise train maze-15x15 --training.start-from runs/maze-8x8`.
     """
@@ -300,6 +304,29 @@ def maze_15x15() -> RunConfig:
         before,
         task_config=MazeConfig(size=15, min_moves=24, train=30_000),
         training=replace(before.training, lr=1e-3, steps=4600, batch_size=32, ema=0.995, progressive=3, eval_every=460),
+    )
+
+
+def maze_30x30() -> RunConfig:
+    """30x30 mazes by the same network: 73 % of Maze-Hard in 35 minutes on one core, from the weights of maze-15x15.
+
+    `loopwise train maze-30x30 --training.start-from runs/maze-15x15 --task.train-file FILE`.
+    """
+    before = maze_15x15()
+    return replace(
+        before,
+        task_config=MazeConfig(),
+        halting_config=HaltingConfig(max_steps=16, weight=0.1),
+        training=replace(
+            before.training,
+            lr=7e-4,
+            steps=2100,
+            batch_size=10,
+            warmup_steps=50,
+            ema=0.99,
+            progressive=10,
+            eval_every=240,
+        ),
     )
 
 
