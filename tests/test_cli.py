@@ -602,10 +602,12 @@ def test_tasks_and_recipes_are_listed(terminal):
         assert word in out
 
 
-def test_models_and_doctor_tell_what_there_is(terminal):
-    """`models` and `doctor` run, for people and for programs."""
-    terminal.works("models")
-    terminal.records("models", "--json")
+def test_models_and_doctor_tell_what_there_is(terminal, monkeypatch):
+    """`models` and `doctor` run, for people and for programs; on a narrow terminal, too, no model's name is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    table = terminal.works("models")
+    for record in terminal.records("models", "--json"):
+        assert f" {record['name']} " in table
     (findings,) = terminal.records("doctor", "--json")
     assert findings["device"]
     assert findings["loopwise"] == loopwise.__version__

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from loopwise.checkpoint import WEIGHTS, load_model
 from loopwise.cli.parsing import arguments_class, parse
@@ -26,7 +26,13 @@ def main(arguments: Sequence[str]) -> int:
     cls = arguments_class("Models", json=(bool, False, "write one JSON record a model"))
     args = parse(cls, arguments, command="models", about=ABOUT)
     table = Table(
-        "model", "task", "parameters", "size", "validation, exact", title="Models: loopwise solve MODEL PUZZLE"
+        Column("model", no_wrap=True),  # a name that is cut cannot be typed
+        "task",
+        "weights",
+        "size",
+        "exact",
+        title="Models: loopwise solve MODEL PUZZLE",
+        caption="exact: of the validation puzzles; in brackets the 95 % interval",
     )
     for name, folder in shipped().items():
         model, notes = load_model(folder)
