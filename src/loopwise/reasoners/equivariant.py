@@ -91,7 +91,5 @@ class Equivariant(SymbolReasoner[EquivariantConfig]):
         return Recursion((think,) * self.config.L_cycles + (answer,), self.config.H_cycles)
 
     def readout(self, state: EquivariantState) -> Prediction:
-        """The answer from a score of each symbol at each position, the halting logits from the mean of all."""
-        scores = self.head(state.y).squeeze(-1)
-        halt, go_on = self.halt(state.y.mean((1, 2))).unbind(-1)
-        return Prediction(self.logits(scores), halt, go_on, torch.zeros_like(halt))
+        """The answer is read from y."""
+        return self.read(state.y)

@@ -66,7 +66,5 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
         return Recursion((lambda state: EquivariantLoopedState(self.f(state.z + x, rotation)),), self.config.cycles)
 
     def readout(self, state: EquivariantLoopedState) -> Prediction:
-        """The answer from a score of each symbol at each position, the halting logits from the mean of all."""
-        scores = self.head(state.z).squeeze(-1)
-        halt, go_on = self.halt(state.z.mean((1, 2))).unbind(-1)
-        return Prediction(self.logits(scores), halt, go_on, torch.zeros_like(halt))
+        """The answer is read from z."""
+        return self.read(state.z)

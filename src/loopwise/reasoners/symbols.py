@@ -23,7 +23,7 @@ from loopwise.nn.layers import Attention, HaltingHead, Linear, SwiGLU, rms_norm,
 from loopwise.nn.positions import Rotation, rotary
 from loopwise.reasoners.base import Reasoner, ReasonerConfig
 from loopwise.reasoners.network import NORM_EPS
-from loopwise.types import TaskSpec
+from loopwise.types import Prediction, TaskSpec
 
 __all__ = ["IMPOSSIBLE", "SymbolConfig", "SymbolNetwork", "SymbolReasoner"]
 
@@ -212,6 +212,12 @@ class SymbolReasoner(Reasoner[C]):
             return scores
         everywhere = scores.new_full((*scores.shape[:2], self.spec.vocab_size), IMPOSSIBLE)
         return everywhere.index_copy(2, self.fields, scores)
+
+    @final
+    def read(self, vectors: Tensor) -> Prediction:
+        """The answer from a score of each symbol [B, L, K, D], the halting logits from the mean of all."""
+        halt, go_on = self.halt(vectors.mean((1, 2))).unbind(-1)
+        return Prediction(self.logits(self.head(vectors).squeeze(-1)), halt, go_on, torch.zeros_like(halt))
 
     @final
     def accepts(self, length: int) -> bool:
