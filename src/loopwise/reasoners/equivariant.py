@@ -92,4 +92,4 @@ class Equivariant(SymbolReasoner[EquivariantConfig]):
 
     def readout(self, state: EquivariantState) -> Prediction:
         """The answer is read from y."""
-        return self.read(state.y)
+        return self.prediction(state.y, self.head(state.y).squeeze(-1))

@@ -67,4 +67,4 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
 
     def readout(self, state: EquivariantLoopedState) -> Prediction:
         """The answer is read from z."""
-        return self.read(state.z)
+        return self.prediction(state.z, self.head(state.z).squeeze(-1))

@@ -196,8 +196,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
 
     def _prediction(self, z: Tensor, opinion: _Opinion, possible: Tensor) -> Prediction:
         scores = opinion.symbols + torch.where(possible, 0.0, RULED_OUT)
-        halt, go_on = self.halt(z.mean((1, 2))).unbind(-1)
-        return Prediction(self.logits(scores.to(self.dtype)), halt, go_on, torch.zeros_like(halt))
+        return self.prediction(z, scores.to(self.dtype))
 
     def _loss(self, opinion: _Opinion, possible: Tensor, wanted: Tensor, lost: Tensor) -> Tensor:
         """Of one update: [B]; `lost` is [B, L]. A state that has lost a right symbol is told so, and no more: the rest

@@ -214,10 +214,10 @@ class SymbolReasoner(Reasoner[C]):
         return everywhere.index_copy(2, self.fields, scores)
 
     @final
-    def read(self, vectors: Tensor) -> Prediction:
-        """The answer from a score of each symbol [B, L, K, D], the halting logits from the mean of all."""
+    def prediction(self, vectors: Tensor, scores: Tensor) -> Prediction:
+        """The answer from scores of the symbols [B, L, K], the halting logits from the mean of all [B, L, K, D]."""
         halt, go_on = self.halt(vectors.mean((1, 2))).unbind(-1)
-        return Prediction(self.logits(self.head(vectors).squeeze(-1)), halt, go_on, torch.zeros_like(halt))
+        return Prediction(self.logits(scores), halt, go_on, torch.zeros_like(halt))
 
     @final
     def accepts(self, length: int) -> bool:
