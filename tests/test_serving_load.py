@@ -328,9 +328,8 @@ async def hammer(port: int, seconds: float, callers: int, found: dict, body: byt
 
 
 def test_sigterm_under_load_loses_nothing(sorter):
-    """On SIGTERM, requests that were accepted are answered, or refused with 503; none breaks off, but for the few of 24
-    callers that may knock in the moment in which the door closes. The process ends by itself with exit code 0 in the
-    drain time.
+    """On SIGTERM, requests that were accepted are answered, or refused with 503; none breaks off, but for the one that
+    may knock in the moment in which the door closes. The process ends by itself with exit code 0 in the drain time.
     """
     body = json.dumps({"puzzles": [[3, 1, 2]] * 4, "budget": 30}).encode()
     with Process(str(sorter), "--slots", "16", "--drain-seconds", "20") as service:
@@ -346,7 +345,7 @@ def test_sigterm_under_load_loses_nothing(sorter):
         asyncio.run(scenario())
         assert service.process.wait(30) == 0
         assert found[200] > 0
-        assert found.pop("ReadError", 0) <= 4  # 3 seen on a busy machine, 10 where the door closed too soon
+        assert found.pop("ReadError", 0) <= 1
         assert found.keys() <= {200, 503, "not connected"}, found
         assert service.events("draining")
         assert service.events("ended")

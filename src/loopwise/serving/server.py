@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import ctypes
 import resource
+import select
 import socket
 import time
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -164,12 +166,24 @@ class Server(uvicorn.Server):
 
     async def _close_door(self) -> None:
         """Take no more connections, and answer the requests of those that are open."""
-        await asyncio.sleep(0)  # those that knock now are let in before
+        # To close drops those who knock, and those whose connection the loop has accepted but not set up; when a timer
+        # wakes this one, the latter are none.
+        end = time.monotonic() + QUIET
+        await asyncio.sleep(0.001)
+        while self._knocked() and time.monotonic() < end:
+            await asyncio.sleep(0.001)
         for server in self.servers:
             server.close()
         end = time.monotonic() + QUIET
         while self.server_state.connections and time.monotonic() < end:
             await asyncio.sleep(0.01)
+
+    def _knocked(self) -> bool:
+        """Whether someone waits for a connection to be accepted."""
+        door = select.poll()
+        for listening in chain.from_iterable(server.sockets for server in self.servers):
+            door.register(listening, select.POLLIN)
+        return bool(door.poll(0))
 
 
 def listen(settings: Settings) -> socket.socket:
