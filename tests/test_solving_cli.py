@@ -285,6 +285,18 @@ def test_an_evaluation_may_think_deeper_with_the_same_weights(terminal, trained)
     assert "another hidden_size" in terminal.refuses("eval", trained, "--reasoner.hidden-size", "8")
 
 
+def test_puzzles_of_another_size_are_solved_by_the_same_weights(terminal):
+    """`--task.size` solves mazes of 5x5 with the shipped weights, which were trained on 30x30; without it the error
+    names the option, and with other tokens or other weights there is one error, too.
+    """
+    maze = "S.#...#........##.#....#G"
+    said = json.loads(terminal.works("solve", "maze-hard", maze, "--task.size", "5", "--json"))
+    assert said["verified"] is True
+    assert "`size`" in terminal.refuses("solve", "maze-hard", maze)
+    assert "fit" in terminal.refuses("solve", "maze-hard", maze, "--task.size", "5", "--reasoner.hidden-size", "16")
+    assert "knows" in terminal.refuses("solve", "sudoku-6x6", "1234", "--task.box", "3x3")
+
+
 def test_a_puzzle_without_an_answer_is_not_right():
     """An error counts as a puzzle that is not solved, and is named."""
     inputs = np.array([[2, 1, 1], [2, POISON, 1], [4, 1, 1]], np.int32)

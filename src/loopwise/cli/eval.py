@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 import loopwise
+from loopwise.cli.changing import changed, option_groups
 from loopwise.cli.curve import MEASURES, PROTOCOL, Rows, answer_rows, curve_json, curve_rows, write_curve
 from loopwise.cli.parsing import arguments_class, parse, parse_counts, take_positional
 from loopwise.cli.progress import Progress
@@ -21,11 +21,10 @@ from loopwise.data import cache
 from loopwise.errors import ConfigError
 from loopwise.evaluation import Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
-from loopwise.reasoners.base import Reasoner, ReasonerConfig
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
-from loopwise.types import SPLITS, Examples, Json, Split, TaskSpec
+from loopwise.types import SPLITS, Examples, Json, Split
 
 __all__ = ["main"]
 
@@ -60,24 +59,15 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("say which model: loopwise eval CHECKPOINT; `loopwise models` lists the shipped ones")
     trust = "--trust" in rest
     solver = loopwise.load(checkpoint, trust=trust)
-    task = solver.task
-    groups = {"task": task.config, "reasoner": solver.reasoner.config}
-    options = _arguments(**{name: (type(config), config, "") for name, config in groups.items()})
-    args = parse(options, rest, command="eval CHECKPOINT", about=ABOUT)
+    args = parse(_arguments(**option_groups(solver.model)), rest, command="eval CHECKPOINT", about=ABOUT)
     _check(args)
-    changed = type(task).restore(args.task, task.metadata())
-    if changed.spec.vocab_size != solver.reasoner.spec.vocab_size:
-        known, asked = solver.reasoner.spec.vocab_size, changed.spec.vocab_size
-        raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
-    reasoner = _changed(solver.reasoner, args.reasoner, changed.spec)
-    model = dataclasses.replace(solver.model, task=changed, reasoner=reasoner)
-    solver = Solver(model, slots=args.slots, compile=args.compile)
+    solver = Solver(changed(solver.model, args.task, args.reasoner), slots=args.slots, compile=args.compile)
     starts = _starts(args, solver)
-    data = cache.examples(changed, args.split)
+    data = cache.examples(solver.task, args.split)
     data = data.rows(slice(args.limit or None))
     record = {
         "checkpoint": checkpoint,
-        "task": task.name,
+        "task": solver.task.name,
         "split": args.split,
         "data_sha256": cache.fingerprint(data),
         "puzzles": len(data.inputs),
@@ -93,22 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     else:
         _scores(solver, data, args, record)
     return 0
-
-
-def _changed(reasoner: Reasoner[Any], config: ReasonerConfig, spec: TaskSpec) -> Reasoner[Any]:
-    """The same weights with other options, or for another size. Raises ConfigError where these need other weights."""
-    if config == reasoner.config and spec.shape == reasoner.spec.shape:
-        return reasoner
-    changed = type(reasoner)(config, spec, reasoner.dtype)
-    try:
-        changed.load_state_dict(reasoner.state_dict())
-    except RuntimeError:
-        if config == reasoner.config:
-            return reasoner
-        fields = [f.name for f in dataclasses.fields(config)]
-        names = ", ".join(name for name in fields if getattr(config, name) != getattr(reasoner.config, name))
-        raise ConfigError(f"the weights do not fit with another {names}; change what needs none, or train") from None
-    return changed
 
 
 def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:

@@ -13,8 +13,9 @@ from rich.console import Console
 
 import loopwise
 from loopwise.cli import puzzles as source
+from loopwise.cli.changing import changed, option_groups
 from loopwise.cli.lines import Lines
-from loopwise.cli.parsing import parse, take_positional
+from loopwise.cli.parsing import arguments_class, parse, take_positional
 from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
 from loopwise.cli.thinking import show_steps
@@ -33,7 +34,8 @@ ABOUT = """Solve puzzles: loopwise solve CHECKPOINT PUZZLE, or --file FILE, or -
 
 CHECKPOINT is a folder that `loopwise train` wrote, or the name of a shipped model (`loopwise models`). A file has one
 puzzle a line, as text or as JSON: a list, a grid, or {"input": ...}; a stream may be of any length. A line without an
-answer gives an error in its place, and exit code 2 in the end.
+answer gives an error in its place, and exit code 2 in the end. The options of the task can be changed, such as its
+size, and those of the reasoner that need no other weights, such as its cycles: loopwise solve CHECKPOINT --help.
 
 A budget says when a puzzle stops: steps=64 or just 64, halted=0.95 (the model is satisfied), verified (the rules are),
 converged=3 (the answer has not changed for so many steps; below 1: the residual of the state), seconds=5, flops=1e9;
@@ -44,6 +46,7 @@ joined by | (whichever comes first), & (all at once) and parentheses.
   loopwise solve runs/six --sample 7 --budget "halted|verified|steps=64" --starts 32
   loopwise solve runs/six --file puzzles.txt --json > answers.jsonl
   cat puzzles.jsonl | loopwise solve runs/six - --json
+  loopwise solve maze-hard --file my_mazes.txt --task.size 12
 """
 
 
@@ -81,9 +84,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     checkpoint, rest = take_positional(arguments)
     puzzle, rest = take_positional(rest)
-    args = parse(Arguments, rest, command="solve CHECKPOINT", about=ABOUT)
     if checkpoint is None:
+        if {"-h", "--help"} & set(arguments):
+            parse(Arguments, rest, command="solve CHECKPOINT", about=ABOUT)
         raise ConfigError("say which model: loopwise solve CHECKPOINT PUZZLE; `loopwise models` lists the shipped ones")
+    loaded = loopwise.load(checkpoint, device="cpu", trust="--trust" in rest)
+    options = arguments_class("Solve", Arguments, **option_groups(loaded.model))
+    args = parse(options, rest, command="solve CHECKPOINT", about=ABOUT)
     if (puzzle is not None) + bool(args.file) + (args.sample is not None) != 1:
         raise ConfigError("give one of: a puzzle, --file FILE, --sample N, or - for the standard input")
     if args.unordered and not args.json:
@@ -94,10 +101,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--trace shows one pass of a puzzle after the other; leave --starts and --unordered away")
     budget = as_budget(args.budget) if args.budget else None
     single = not args.file and puzzle != "-"
-    solver = loopwise.load(checkpoint, slots=args.slots, device=args.device, compile=args.compile, trust=args.trust)
-    starts = args.starts_of(args.starts or solver.default_starts, solver.task)
-    if single:
-        solver.slots = min(args.slots, starts.count)
+    model = changed(loaded.model, args.task, args.reasoner)
+    starts = args.starts_of(args.starts or loaded.default_starts, model.task)
+    slots = min(args.slots, starts.count) if single else args.slots
+    solver = Solver(model, slots=slots, device=args.device, compile=args.compile)
     if not single:
         return _answer_all(solver, Lines(args.file), budget, starts, args)
     value = source.read_line(str(puzzle)) if args.sample is None else source.sample(solver, args.sample)

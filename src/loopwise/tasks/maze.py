@@ -189,7 +189,9 @@ class Maze(Task[MazeConfig]):
             raise PuzzleError(f"{shown(value)} is no maze; write a string, or a list of {n} rows")
         if isinstance(value, str) or all(isinstance(symbol, str) and len(symbol) == 1 for symbol in value):
             if len(value) != n * n:
-                raise PuzzleError(f"the maze has {len(value)} cells; it must have {n} rows of {n}")
+                raise PuzzleError(
+                    f"the maze has {len(value)} cells; it must have {n} rows of {n}, or `size` be another"
+                )
             return value
         if len(value) != n:
             raise PuzzleError(f"the maze has {len(value)} rows; it must have {n}")
