@@ -334,7 +334,7 @@ def test_padding_in_an_answer():
         ("S.#\nS.#\n#.G", "it has 2 S and must have one"),
         ("...\n...\n..G", "it has no S"),
         ("S##\n##.\n#.G", "no way leads from S to G"),
-        ("S.#\n..#", "the maze has 2 rows; it must have 3"),
+        ("S.#\n..#", "the maze has 2 rows; it must have 3, or `size` be another"),
         ("S.#\n..#\n#.G\n\n...", "the maze has 5 rows"),
         ("S.#\n..\n#.G", r"row 2 has 2 cells, it must have 3; write \."),
         ("S.#..##.", "the maze has 8 cells; it must have 3 rows of 3, or `size` be another"),

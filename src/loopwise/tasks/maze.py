@@ -194,7 +194,7 @@ class Maze(Task[MazeConfig]):
                 )
             return value
         if len(value) != n:
-            raise PuzzleError(f"the maze has {len(value)} rows; it must have {n}")
+            raise PuzzleError(f"the maze has {len(value)} rows; it must have {n}, or `size` be another")
         for at, row in enumerate(value, start=1):
             if not isinstance(row, str | list | tuple):
                 raise PuzzleError(f"row {at} is {shown(row)}; write a string or a list of {n} symbols")
