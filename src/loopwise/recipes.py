@@ -242,8 +242,9 @@ def sudoku_extreme_single_pass() -> RunConfig:
     """9x9 Sudoku in a single pass, on one core: the network of the lattice's search goes on without eliminating. 63 %
     of 100 validation puzzles in 16 steps after 1,450 training steps; the run was ended at 1,880, learning by heart.
 
-    The shipped weights went on from there with more puzzles, `--task.train-file`, and then at more depths,
-    `--training.progressive 8` (records/).
+    The shipped weights went on from there with more puzzles, `--task.train-file`, then at more depths,
+    `--training.progressive 8`, and at last in carry space, `--training.progressive 0 --halting.max-steps 32`
+    (records/).
     """
     return RunConfig(
         task="sudoku",
