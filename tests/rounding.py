@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 
 def skip_where_products_round_otherwise():
-    """Skip a test whose bound holds where both products round alike, which they do with AVX-512 and not with AVX2."""
+    """Skip a test whose bound holds where both products round alike: seen with AVX-512, not with AVX2."""
     rng = torch.Generator().manual_seed(0)
     for places, size, width in itertools.product((5, 7, 9, 12, 16), (8, 16, 32), (16, 32, 64, 128)):
         x, weight = torch.randn(6, places, size, generator=rng), torch.randn(width, places, generator=rng)
