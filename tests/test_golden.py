@@ -20,7 +20,7 @@ from loopwise.recipes import find
 from loopwise.runs import build
 from loopwise.runtime import compile_trouble
 from loopwise.training.trainer import Trainer
-from rounding import skip_where_products_round_otherwise
+from rounding import products_round_alike
 
 CURVES = Path(__file__).parent / "golden" / "curves.json"
 STEPS = 100
@@ -65,8 +65,8 @@ def written(core):
 @pytest.mark.parametrize("core", ["mlp", "attention"])
 def test_the_plain_path_follows_the_golden_curve(core):
     """A hundred steps of the trainer give the losses that are written down."""
-    if core == "mlp":
-        skip_where_products_round_otherwise()
+    if core == "mlp" and not products_round_alike():
+        pytest.skip("this processor rounds batched products otherwise than the one that wrote the curve")
     golden = written(core)
     assert golden[-10:].mean() < 0.95 * golden[:10].mean(), "a curve that does not fall shows little"
     assert_follows(curve(core), golden)

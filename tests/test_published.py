@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -26,6 +27,7 @@ from loopwise.storage import read_tensors
 from loopwise.tasks.table import Table, TableConfig
 from loopwise.types import Batch
 from reference.trm import TRMTwin, TwinBlock, TwinLevel
+from rounding import products_round_alike
 
 HEADS = 2
 
@@ -90,8 +92,10 @@ SMALL = ("--heads", HEADS, "--H-cycles", 2, "--L-cycles", 2)
 
 
 @torch.no_grad()
-def assert_equal_predictions(solver, model, identifiers=(0, 3, 4), steps=3):
-    """Three steps of three random puzzles, each with an identifier of its own, are the twin's bit for bit."""
+def assert_equal_predictions(solver, model, identifiers=(0, 3, 4), steps=3, bound=0.0):
+    """Three steps of three random puzzles, each with an identifier of its own, are the twin's bit for bit, or within a
+    bound.
+    """
     spec = solver.reasoner.spec
     rng = torch.Generator().manual_seed(1)
     inputs = torch.randint(spec.vocab_size, (len(identifiers), spec.length), generator=rng)
@@ -101,10 +105,9 @@ def assert_equal_predictions(solver, model, identifiers=(0, 3, 4), steps=3):
     for _ in range(steps):
         theirs, logits, halting, going = model(theirs, inputs, ids)
         ours, said, _ = solver.model.step(ours, Batch(inputs, torch.full_like(inputs, -100), ids))
-        assert torch.equal(said.logits, logits)
-        assert torch.equal(said.halt_logits, halting)
-        assert torch.equal(said.continue_logits, going)
-        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        pairs = ((said.logits, logits), (said.halt_logits, halting), (said.continue_logits, going))
+        for a, b in (*pairs, *zip(ours, theirs, strict=True)):
+            torch.testing.assert_close(a, b, rtol=0, atol=bound)
         seen.append(said.logits)
     assert seen[0].std() > 0.1
     assert not torch.equal(seen[0], seen[-1])
@@ -131,14 +134,18 @@ ARCHITECTURES = [
     ids=[f"{cls.__name__}-{core}-{positions}-{registers}" for cls, core, positions, registers in ARCHITECTURES],
 )
 def test_an_import_predicts_what_the_published_model_predicts(cls, core, positions, registers, prefix, importing):
-    """Every architecture, imported through the command line, equals the twin bit for bit, and its check says so."""
+    """Every architecture, imported through the command line, equals the twin bit for bit, and its check says so; with
+    `mlp` within 0.01 where the processor rounds the library's products otherwise than the twin's.
+    """
     model = twin(cls, core=core, positions=positions, puzzle_emb_len=registers)
     options = [*SMALL, "--registers", registers]
     options += ["--shape", 9] if positions == "rope" or (core, positions) == ("attention", "none") else []
     options += ["--positions", "none"] if (core, positions) == ("attention", "none") else []
     solver = importing(state_of(model, prefix), *options)
-    assert "logits differ by 0 at most, halting values by 0\n" in importing.said
-    assert_equal_predictions(solver, model)
+    bound = 0.0 if core == "attention" or products_round_alike() else 0.01
+    said = re.search(r"logits differ by (\S+) at most, halting values by (\S+)\n", importing.said)
+    assert max(float(number) for number in said.groups()) <= bound
+    assert_equal_predictions(solver, model, bound=bound)
 
 
 @pytest.mark.parametrize("cls", [TRMTwin, HRMTwin])
