@@ -565,6 +565,26 @@ def test_the_network_of_a_search_goes_on_as_a_single_pass(terminal, tmp_path):
     assert "do not fit" in terminal.refuses(*back)
 
 
+def test_more_blocks_begin_as_copies_of_those_there_are(terminal, tmp_path):
+    """A model of three blocks that starts from one of two has these two and the first again."""
+    options = "sudoku --task.box 2x2 --task.train 20 --task.validation 10 --task.test 0 --training.ema 0"
+    options += " --reasoner equivariant-looped --reasoner.hidden-size 8 --reasoner.width-multiple 8 --training.steps 1"
+    options += " --training.batch-size 4 --training.warmup-steps 0 --training.lr 1e-9 --training.weight-decay 0"
+
+    def train(name, blocks, *more):
+        command = [*options.split(), "--reasoner.num-layers", blocks, "--tracker", "none", *more]
+        assert main(["train", *command, "--out", str(tmp_path / name)]) == 0
+        return tmp_path / name
+
+    two = train("two", "2")
+    three = train("three", "3", "--training.start-from", str(two))
+    began, grown = (read_tensors(folder / "model.safetensors")[0] for folder in (two, three))
+    assert len({name for name in grown if ".blocks.2." in name}) >= 5
+    assert not torch.equal(began["f.blocks.0.mlp.down.weight"], began["f.blocks.1.mlp.down.weight"])
+    for name, tensor in grown.items():
+        torch.testing.assert_close(tensor, began[name.replace(".blocks.2.", ".blocks.0.")], rtol=0, atol=1e-6)
+
+
 def test_an_evaluation_is_shown_as_a_table(terminal, trained):
     """Without --json there is a table with the protocol below it."""
     out = terminal.works("eval", trained, "--max-steps", "1,2")

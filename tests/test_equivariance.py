@@ -6,9 +6,11 @@ import itertools
 import pytest
 import torch
 
+from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.equivariant import Equivariant, EquivariantConfig
 from loopwise.reasoners.equivariant_looped import EquivariantLooped, EquivariantLoopedConfig
 from loopwise.reasoners.gradients import FullBPTT
+from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.lattice import Lattice, LatticeConfig
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.types import Batch
@@ -17,6 +19,7 @@ SMALL = {"hidden_size": 16, "num_heads": 2, "width_multiple": 8}
 FAMILIES = {
     "equivariant": (Equivariant, EquivariantConfig(**SMALL, H_cycles=2, L_cycles=2)),
     "equivariant-looped": (EquivariantLooped, EquivariantLoopedConfig(**SMALL, cycles=3)),
+    "blocks in turn": (EquivariantLooped, EquivariantLoopedConfig(**SMALL, cycles=2, num_layers=2, inject="block")),
     "lattice": (Lattice, LatticeConfig(**SMALL, cycles=3)),
 }
 CASES = [(name, core) for name in FAMILIES for core in ("groups", "attention", "mlp")]
@@ -107,3 +110,21 @@ def test_a_network_that_knows_names_fails():
     named = build("equivariant", "groups", dataclasses.replace(task.spec, interchangeable=()))
     with pytest.raises(AssertionError):
         assert_equivariant(named, batch, torch.tensor([0, 1, 3, 2, 4, 5]))
+
+
+def test_blocks_that_take_turns_begin_as_one_block():
+    """Two copies of a block that take turns compute in half of the cycles, and of its FLOPs, what the block did."""
+    task, batch = board("2x2", 3)
+    one = EquivariantLooped(EquivariantLoopedConfig(**SMALL, cycles=4), task.spec)
+    config = EquivariantLoopedConfig(**SMALL, cycles=2, num_layers=2, inject="block")
+    two = EquivariantLooped(config, task.spec)
+    weights = {name: one.state_dict()[name.replace(".1.", ".0.")] for name in two.state_dict()}
+    two.load_state_dict(weights)
+    said = [reasoner(reasoner.init_state(*batch.inputs.shape), batch, FullBPTT())[1] for reasoner in (one, two)]
+    torch.testing.assert_close(said[1].logits, said[0].logits, rtol=0, atol=0)
+    flops = [count_flops(reasoner, FullBPTT(), Correctness(HaltingConfig()), 16) for reasoner in (one, two)]
+    assert flops[0] == flops[1]
+    with torch.no_grad():
+        two.f.blocks[1].mlp.down.weight.add_(1)
+    other = two(two.init_state(*batch.inputs.shape), batch, FullBPTT())[1]
+    assert not torch.equal(other.logits, said[0].logits)

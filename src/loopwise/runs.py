@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import LoggerType
+from torch import Tensor
 
 from loopwise.checkpoint import CONFIG, WEIGHTS, Model, read_model, save_weights, write_config
 from loopwise.config import from_json, to_json
@@ -39,6 +43,8 @@ STATE, LAST, CARD = "training", "last", "README.md"
 TRACKERS = ("none", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL))
 WORTH_COMPILING = 60.0
 """Seconds that a run takes at the least above which compiling, which takes up to half of that, saves time."""
+BLOCK = re.compile(r"(.*\bblocks\.)(\d+)(\..*)")
+"""The name of a weight of a block: what is before the number of the block, the number, and what is after."""
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -101,7 +107,8 @@ def start_run(
 def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError.
 
-    The other model may have more parts: the search of a lattice has heads that its network does without.
+    The other model may have more parts: the search of a lattice has heads that its network does without. It may have
+    fewer blocks: those that are more begin as copies of its own, in turn.
     """
     file = Path(find(source)) / WEIGHTS
     if not file.exists():
@@ -110,12 +117,23 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
         )
     # The tensors alone: what code the other model's task names is of no concern.
     tensors, _ = read_tensors(file)
+    theirs = {name: _counterpart(name, tensors) for name in reasoner.state_dict()}
     try:
-        reasoner.load_state_dict({name: tensors[name] for name in reasoner.state_dict() if name in tensors})
+        reasoner.load_state_dict({name: tensors[other] for name, other in theirs.items() if other in tensors})
     except RuntimeError:
         raise ConfigError(
             f"the weights of {source} do not fit this {reasoner.name}; give it the options of that model"
         ) from None
+
+
+def _counterpart(name: str, tensors: Mapping[str, Tensor]) -> str:
+    """The name of the weights that those called `name` begin with: their own, or another block's if theirs is new."""
+    parts = BLOCK.fullmatch(name)
+    if name in tensors or not parts:
+        return name
+    before, number, after = parts.groups()
+    blocks = next(i for i in itertools.count() if f"{before}{i}{after}" not in tensors)
+    return f"{before}{int(number) % blocks}{after}" if blocks else name
 
 
 def resume_training_config(folder: Path) -> TrainingConfig:

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from loopwise.checkpoint import WEIGHTS, load_model
 from loopwise.cli.parsing import arguments_class, parse
 from loopwise.models import shipped
+from loopwise.solving.solver import SEARCH_STARTS
 
 __all__ = ["main"]
 
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
         "size",
         "exact",
         title="Models: loopwise solve MODEL PUZZLE",
-        caption="exact: of the validation puzzles; in brackets the 95 % interval. A search runs 16 chains",
+        caption="exact: of the validation puzzles; in brackets the 95 % interval. "
+        f"A search runs {SEARCH_STARTS} chains",
     )
     for name, folder in shipped().items():
         model, notes = load_model(folder)

@@ -10,12 +10,12 @@ that a training may start from a lattice's (`training.start_from`). Sources: rec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from loopwise.reasoners.base import ReasonerConfig, Recursion
+from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.candidates import CandidateReasoner
 from loopwise.reasoners.symbols import SymbolConfig
 from loopwise.runtime import generator
@@ -32,6 +32,11 @@ class EquivariantLoopedConfig(SymbolConfig):
     """Blocks of the network f."""
     cycles: int = 16
     """Applications of f in a supervision step."""
+    inject: Literal["cycle", "block"] = "cycle"
+    """Where the puzzle x is added to the state: once before f, or before each block of f, z <- block(z + x). With that,
+    blocks are networks that take turns: more weights at the FLOPs of one, and what one block learned is where several
+    can begin (`training.start_from` copies it).
+    """
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
@@ -61,9 +66,17 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
         return EquivariantLoopedState(self.start(self.z_init, batch_size, length))
 
     def recursion(self, x: Tensor) -> Recursion:
-        """z <- f(z + x), `cycles` times."""
+        """z <- f(z + x), or that for each block in turn, `cycles` times."""
         rotation = self.f.rotation(x)
-        return Recursion((lambda state: EquivariantLoopedState(self.f(state.z + x, rotation)),), self.config.cycles)
+
+        def update(network: nn.Module) -> Update:
+            return lambda state: EquivariantLoopedState(network(state.z + x, rotation))
+
+        return Recursion(tuple(update(network) for network in self.networks()), self.config.cycles)
+
+    def networks(self) -> list[nn.Module]:
+        """The one network f, or its blocks where they take turns."""
+        return list(self.f.blocks) if self.config.inject == "block" else [self.f]
 
     def readout(self, state: EquivariantLoopedState) -> Prediction:
         """The answer is read from z."""

@@ -225,7 +225,6 @@ class SymbolReasoner(Reasoner[C]):
         any_length = self.config.core == "attention" or (self.config.core == "groups" and not self.spec.groups)
         return length >= 1 if any_length else length == self.spec.length
 
-    @final
     def networks(self) -> list[nn.Module]:
         """The one network f."""
         return [self.f]

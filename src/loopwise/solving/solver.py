@@ -35,7 +35,7 @@ from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import Batch, Json, Prediction, Tokens
 
-__all__ = ["NOT_YET", "WINDOW", "Budgets", "Solver", "Step"]
+__all__ = ["NOT_YET", "SEARCH_STARTS", "WINDOW", "Budgets", "Solver", "Step"]
 
 WINDOW = 16
 """How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
