@@ -243,8 +243,8 @@ def sudoku_extreme_single_pass() -> RunConfig:
     of 100 validation puzzles in 16 steps after 1,450 training steps; the run was ended at 1,880, learning by heart.
 
     The shipped weights went on from there with more puzzles, `--task.train-file`, then at more depths,
-    `--training.progressive 8`, and at last in carry space, `--training.progressive 0 --halting.max-steps 32`
-    (records/).
+    `--training.progressive 8`, then in carry space, `--training.progressive 0 --halting.max-steps 32`, and at last
+    with four blocks, `--reasoner.num-layers 4 --reasoner.cycles 4 --reasoner.inject block` (records/).
     """
     return RunConfig(
         task="sudoku",
