@@ -1,10 +1,10 @@
 """The symbol-equivariant looped network: z <- f(z + x) over a vector for each symbol at each position.
 
-One state, one network, and x the roles of the symbols and which of them the puzzle leaves possible. It is what the
-lattice reasoner computes in one look, only that the look goes on for as many steps as one likes and nothing is
-eliminated or guessed: its answers are those of a single pass. The parameters have the names that they have there, so
-that a training may start from a lattice's (`training.start_from`). Sources: recurrent relational networks (arXiv
-1711.08028) for the loop, SE-RRM (arXiv 2603.02193) for the equivariance.
+One state, one network or several that take turns (`inject`), and x the roles of the symbols and which of them the
+puzzle leaves possible. It is what the lattice reasoner computes in one look, only that the look goes on for as many
+steps as one likes and nothing is eliminated or guessed: its answers are those of a single pass. The parameters have
+the names that they have there, so that a training may start from a lattice's (`training.start_from`). Sources:
+recurrent relational networks (arXiv 1711.08028) for the loop, SE-RRM (arXiv 2603.02193) for the equivariance.
 """
 
 from __future__ import annotations
