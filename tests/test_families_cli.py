@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,3 +253,63 @@ def test_a_shipped_model_has_its_parts(name):
     for part in ("reasoner", "gradient", "halting"):
         assert getattr(model, part).name == data[part]["name"]
     assert model.gradient.config == model.gradient.Config(**data["gradient"].get("config", {}))
+
+
+def test_the_config_of_a_run_is_a_recipe(tmp_path):
+    """`loopwise train runs/x/config.json` takes all options of that run, parts and their options too; what else is
+    said on the command line is changed. Nothing changed, it comes to the same weights.
+    """
+    first, same, other = (tmp_path / name for name in ("first", "same", "other"))
+    halting = ("--halting", "q-learning", "--halting.max-steps", "3")
+    assert train(first, "--gradient", "last-updates", "--gradient.k", "3", *halting, name="looped") == 0
+    again = ["train", str(first / CONFIG), "--tracker", "none", "--out"]
+    assert main([*again, str(same)]) == 0
+    assert (same / CONFIG).read_bytes() == (first / CONFIG).read_bytes()
+    weights = [load_model(folder)[0].reasoner.state_dict() for folder in (first, same)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert main([*again, str(other), "--training.seed", "1", "--gradient", "full-bptt"]) == 0
+    before, after = read_json(first / CONFIG), read_json(other / CONFIG)
+    assert before["training"].pop("seed") == 0
+    assert after["training"].pop("seed") == 1
+    assert (before.pop("gradient")["name"], after.pop("gradient")["name"]) == ("last-updates", "full-bptt")
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda data: data["task"].update(name="somebodys:Task"), "somebodys:Task; if you trust it"),
+        (lambda data: data["training"].update(steps="many"), "training.steps cannot be 'many'"),
+        (lambda data: data["reasoner"]["config"].update(cycle=2), "unknown option 'cycle'"),
+        (lambda data: data.pop("training"), "malformed (KeyError: 'training')"),
+    ],
+)
+def test_a_config_that_is_no_recipe_is_refused(change, complaint, capsys, tmp_path):
+    """A config.json that names code outside loopwise, or does not fit, is refused in one line, and nothing is written;
+    so is one that is missing or no JSON.
+    """
+    assert train(tmp_path / "run", name="looped") == 0
+    data = read_json(tmp_path / "run" / CONFIG)
+    change(data)
+    file, out = tmp_path / "changed.json", tmp_path / "out"
+    write_json(file, data)
+    (tmp_path / "text.json").write_text("{")
+    reasons = {file: complaint, tmp_path / "none.json": "is missing", tmp_path / "text.json": "cannot be read"}
+    for named, reason in reasons.items():
+        capsys.readouterr()
+        assert main(["train", str(named), "--out", str(out)]) == 2
+        said = capsys.readouterr().err
+        assert reason in said
+        assert said.count("\n") == 1
+        assert not out.exists()
+
+
+RECORDS = sorted((Path(__file__).parent.parent / "records").glob("*/config*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDS, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_record_can_be_run_again(file):
+    """The options of every run in records/ are those that this version knows."""
+    recorded, data = loopwise.recipes.find(str(file)), read_json(file)
+    assert recorded.reasoner_config == REASONERS[data["reasoner"]["name"]].Config(**data["reasoner"]["config"])
+    assert recorded.training.steps == data["training"]["steps"]

@@ -11,28 +11,51 @@ config.json is written once, when a run starts; the weights name its checksum, s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import loopwise
 from loopwise.config import from_json, to_json
 from loopwise.errors import CheckpointError, ConfigError, LoopwiseError
-from loopwise.reasoners.base import GradientPolicy, Reasoner, State
-from loopwise.reasoners.halting import Advance, HaltingPolicy
+from loopwise.reasoners.base import GradientConfig, GradientPolicy, Reasoner, ReasonerConfig, State
+from loopwise.reasoners.halting import Advance, HaltingConfig, HaltingPolicy
 from loopwise.registry import resolve
 from loopwise.runtime import DTYPES, dtype_name
 from loopwise.storage import json_digest, read_json, read_tensors, write_json, write_tensors
-from loopwise.tasks.base import Task
+from loopwise.tasks.base import Task, TaskConfig
 from loopwise.types import Batch, Json
 
-__all__ = ["CONFIG", "FORMAT", "WEIGHTS", "Model", "load_model", "read_model", "save_weights", "write_config"]
+__all__ = [
+    "CONFIG",
+    "FORMAT",
+    "WEIGHTS",
+    "Model",
+    "Parts",
+    "explained",
+    "load_model",
+    "read_model",
+    "read_parts",
+    "save_weights",
+    "write_config",
+]
 
 FORMAT = "loopwise-1"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+
+
+class Parts(NamedTuple):
+    """What a model is made of, each part as its class and its options."""
+
+    task: tuple[type[Task[Any]], TaskConfig]
+    reasoner: tuple[type[Reasoner[Any]], ReasonerConfig]
+    gradient: tuple[type[GradientPolicy[Any]], GradientConfig]
+    halting: tuple[type[HaltingPolicy[Any]], HaltingConfig]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,44 +93,69 @@ def save_weights(folder: Path, reasoner: Reasoner[Any], notes: dict[str, Json]) 
     write_tensors(folder / WEIGHTS, reasoner.state_dict(), {**notes, "config": _config_id(folder)})
 
 
-def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
-    """Build the model that config.json describes, without its weights: (model, the recipe as JSON).
+def read_parts(file: Path, *, trust: bool) -> tuple[Parts, dict[str, Json]]:
+    """What a config.json names, nothing of it built: (the parts, the whole file as JSON).
 
-    A config.json may name code outside loopwise: a class by its dotted path, the checker of a table. Only with `trust`
-    is it imported; without, a class is refused and a checker left out. Raises CheckpointError when the file is missing,
+    It may name code outside loopwise: a class by its dotted path, the checker of a table. Only with `trust` is it
+    imported; without, a class is refused and a checker left out. Raises CheckpointError when the file is missing,
     damaged, or of another program or version.
     """
-    data = read_json(folder / CONFIG)
-    where = str(folder / CONFIG)
+    data = read_json(file)
     if data.get("format") != FORMAT:
-        raise CheckpointError(f"{where} has the format {data.get('format')!r}, this version reads {FORMAT!r}")
-    try:
-        names = [str(data[part]["name"]) for part in ("task", "reasoner", "gradient", "halting")]
+        raise CheckpointError(f"{file} has the format {data.get('format')!r}, this version reads {FORMAT!r}")
+    with explained(file):
+        names = [str(data[part]["name"]) for part in Parts._fields]
         foreign = [name for name in names if ":" in name]
         if foreign and not trust:
             raise CheckpointError(
-                f"{where} names code outside loopwise, {foreign[0]}; load it with trust if you trust it"
+                f"{file} names code outside loopwise, {foreign[0]}; if you trust it, load it with trust, "
+                "or train it by its name"
             )
-        task_class = resolve(data["task"]["name"], "loopwise.tasks", Task)  # type: ignore[type-abstract]
-        reasoner_class = resolve(data["reasoner"]["name"], "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
-        gradient_class = resolve(data["gradient"]["name"], "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
-        halting_class = resolve(data["halting"]["name"], "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
-        task_config = from_json(task_class.Config, data["task"]["config"], "task")
-        if not trust:
-            task_config = task_class.without_code(task_config)
+        task = resolve(names[0], "loopwise.tasks", Task)  # type: ignore[type-abstract]
+        reasoner = resolve(names[1], "loopwise.reasoners", Reasoner)  # type: ignore[type-abstract]
+        gradient = resolve(names[2], "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
+        halting = resolve(names[3], "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
+        task_config = from_json(task.Config, data["task"]["config"], "task")
+        parts = Parts(
+            task=(task, task_config if trust else task.without_code(task_config)),
+            reasoner=(reasoner, from_json(reasoner.Config, data["reasoner"]["config"], "reasoner")),
+            # The first format had no options of gradient policies.
+            gradient=(gradient, from_json(gradient.Config, data["gradient"].get("config", {}), "gradient")),
+            halting=(halting, from_json(halting.Config, data["halting"]["config"], "halting")),
+        )
+        return parts, data
+
+
+def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
+    """Build the model that config.json describes, without its weights: (model, the recipe as JSON).
+
+    For `trust` and for what is raised see `read_parts`.
+    """
+    file = folder / CONFIG
+    parts, data = read_parts(file, trust=trust)
+    with explained(file):
+        (task_class, task_config), (reasoner, config), (gradient, policy), (halting, halts) = parts
         task = task_class.restore(task_config, data["task"]["metadata"])
-        reasoner_config = from_json(reasoner_class.Config, data["reasoner"]["config"], "reasoner")
-        reasoner = reasoner_class(reasoner_config, task.spec, DTYPES[data["reasoner"]["dtype"]])
-        # The first format had no options of gradient policies.
-        gradient = gradient_class(from_json(gradient_class.Config, data["gradient"].get("config", {}), "gradient"))
-        halting = halting_class(from_json(halting_class.Config, data["halting"]["config"], "halting"))
-        return Model(task=task, reasoner=reasoner, gradient=gradient, halting=halting), data["training"]
+        model = Model(
+            task=task,
+            reasoner=reasoner(config, task.spec, DTYPES[data["reasoner"]["dtype"]]),
+            gradient=gradient(policy),
+            halting=halting(halts),
+        )
+        return model, data["training"]
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Turn whatever a config.json that does not fit makes its reader raise into a CheckpointError."""
+    try:
+        yield
     except ConfigError as error:
-        raise CheckpointError(f"{where} does not fit this version of loopwise: {error}") from error
+        raise CheckpointError(f"{file} does not fit this version of loopwise: {error}") from error
     except LoopwiseError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{where} is malformed ({type(error).__name__}: {error})") from error
+        raise CheckpointError(f"{file} is malformed ({type(error).__name__}: {error})") from error
 
 
 def load_model(folder: Path, *, trust: bool = False) -> tuple[Model, dict[str, Json]]:

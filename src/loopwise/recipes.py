@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from loopwise.config import carry_over
 from loopwise.errors import ConfigError
@@ -20,7 +21,7 @@ from loopwise.reasoners.lattice import LatticeConfig
 from loopwise.reasoners.looped import LoopedConfig
 from loopwise.reasoners.trm import TRMConfig
 from loopwise.registry import discover, resolve, suggest
-from loopwise.runs import RunConfig
+from loopwise.runs import RunConfig, recorded_config
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.tasks.maze import MazeConfig
 from loopwise.tasks.rolling_sum import RollingSumConfig
@@ -382,7 +383,12 @@ def known() -> list[str]:
 
 
 def find(name: str) -> RunConfig:
-    """The recipe called `name`, or the small preset for the task of that name. Raises ConfigError."""
+    """The recipe called `name`, or the small preset for the task of that name, or what a run's config.json tells.
+
+    Raises ConfigError or CheckpointError.
+    """
+    if name.endswith(".json"):
+        return recorded_config(Path(name))
     named = recipes()
     if name in named:
         return named[name]

@@ -14,7 +14,16 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType
 from torch import Tensor
 
-from loopwise.checkpoint import CONFIG, WEIGHTS, Model, read_model, save_weights, write_config
+from loopwise.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    Model,
+    explained,
+    read_model,
+    read_parts,
+    save_weights,
+    write_config,
+)
 from loopwise.config import from_json, to_json
 from loopwise.data import cache
 from loopwise.data.stream import Stream
@@ -37,7 +46,7 @@ from loopwise.training.state import has_state, load_state, read_notes, save_stat
 from loopwise.training.trainer import Trainer
 from loopwise.types import Examples, Json, Split
 
-__all__ = ["Outcome", "RunConfig", "build", "resume_run", "resume_training_config", "start_run"]
+__all__ = ["Outcome", "RunConfig", "build", "recorded_config", "resume_run", "resume_training_config", "start_run"]
 
 STATE, LAST, CARD = "training", "last", "README.md"
 TRACKERS = ("none", *(kind.value for kind in LoggerType if kind is not LoggerType.ALL))
@@ -86,6 +95,29 @@ def build(config: RunConfig) -> Model:
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),
         gradient=gradient(config.gradient_config),
         halting=halting(config.halting_config),
+    )
+
+
+def recorded_config(file: Path) -> RunConfig:
+    """The configuration that a run began with, from its config.json, to run it again. Raises CheckpointError.
+
+    What the file names of code outside loopwise is not imported: such a task is refused, the checker of a table left
+    out.
+    """
+    parts, data = read_parts(file, trust=False)
+    (task, task_config), (reasoner, config), (gradient, policy), (halting, halts) = parts
+    with explained(file):
+        training = from_json(TrainingConfig, data["training"], "training")
+    return RunConfig(
+        task=task.name,
+        task_config=task_config,
+        reasoner=reasoner.name,
+        reasoner_config=config,
+        gradient=gradient.name,
+        gradient_config=policy,
+        halting=halting.name,
+        halting_config=halts,
+        training=training,
     )
 
 

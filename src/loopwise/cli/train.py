@@ -20,13 +20,15 @@ __all__ = ["main"]
 
 ABOUT = """Train a reasoner: loopwise train TASK [options], or loopwise train --resume DIR.
 
-TASK is a task (`loopwise tasks` lists them), a recipe, or `module:Class` of your own.
+TASK is a task (`loopwise tasks` lists them), a recipe, `module:Class` of your own, or the config.json of a run, whose
+options are taken.
 
   loopwise train sudoku-6x6 --out runs/six --time-limit 5m
   loopwise train sorting --task.n 24 --training.lr 5e-4
   loopwise train sorting --reasoner hrm --halting q-learning
   loopwise train sorting --reasoner looped --gradient last-updates --gradient.k 3
   loopwise train table --task.file additions.jsonl --out runs/additions
+  loopwise train runs/six/config.json --training.seed 1 --out runs/six-again
   loopwise train --resume runs/six --time-limit 10m
 """
 
