@@ -84,11 +84,13 @@ def test_the_network_eliminates():
 
 
 def test_a_belief_in_a_conflict_starts_again():
-    """Where the network believes in a conflict everything is possible again."""
+    """Where the network believes in a conflict after a guess, everything is possible again. Without a guess it goes
+    on: the same steps would lead to the same belief for ever, even if that is wrong.
+    """
     for conflict in (NEVER, ALWAYS):
-        reasoner = lattice(keep=ALWAYS, conflict=conflict)
-        state, _ = reasoner(reasoner.init_state(COUNT, CELLS), Batch.unlabelled(BATCH.inputs), FullBPTT())
-        assert bool(state.possible.all()) is (conflict == ALWAYS)
+        first, second = run(lattice(keep=ALWAYS, conflict=conflict, again=1.0), 2)
+        assert not first.flatten(1).all(1).any()
+        assert bool(second.all()) is (conflict == ALWAYS)
 
 
 def test_a_full_board_is_given_up_when_it_has_been_seen():
@@ -126,10 +128,11 @@ def test_a_retreat_keeps_what_was_eliminated_before_the_first_guess():
     before[:, place] = torch.tensor([True, True, False, False])
     start = lattice().init_state(1000, CELLS)._replace(possible=before, steps=steps)
     sure, alarmed = (lattice(keep=ALWAYS, conflict=belief, again=0.25) for belief in (NEVER, ALWAYS))
+    severe = lattice(keep=NEVER, conflict=NEVER, again=0.25)  # leaves positions without a symbol
     with torch.no_grad():
         guessed, _ = sure(start, batch, FullBPTT())
         retreated, _ = alarmed(guessed, batch, FullBPTT())
-        unguessed, _ = alarmed(start, batch, FullBPTT())
+        unguessed, _ = severe(start, batch, FullBPTT())
     assert (guessed.guesses == 1).all()
     assert (retreated.guesses == 0).all()
     anew = retreated.possible.flatten(1).all(1)

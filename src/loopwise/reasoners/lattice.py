@@ -4,8 +4,9 @@ For each position it keeps the set of symbols that may stand there. A step lets 
 updates of a fresh latent state), and then
 
     eliminates   the symbols that the network is nearly sure cannot stand there;
-    gives up     where a position has no symbol left, or where the network believes that a right one has been lost, and
-                 starts again from what it had eliminated before its first guess, or now and then from the puzzle;
+    gives up     where a position has no symbol left, or where after a guess the network believes that a right one has
+                 been lost, and starts again from what it had eliminated before its first guess, or now and then from
+                 the puzzle;
     guesses      at a position with few symbols left, rather one where the network is sure, a symbol drawn from the
                  network's own distribution; the first guess of a chain waits for a step that eliminated nothing.
 
@@ -60,8 +61,8 @@ class LatticeConfig(SymbolConfig):
     eliminate: float = 0.03
     """A symbol goes where the network gives its staying less than this probability."""
     conflict: float = 0.9
-    """The search starts again where the network believes more than this that a right symbol has been lost. At 0.5 it
-    would give up after a fair guess between two.
+    """The search starts again where the network, after a guess, believes more than this that a right symbol has been
+    lost. At 0.5 it would give up after a fair guess between two.
     """
     again: float = 0.1
     """Share of the chains that start from the puzzle: what was eliminated before the first guess may have been wrong.
@@ -223,7 +224,9 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         full = (counts == 1).all(1)
         # A full board that the network has seen is over: if nobody has accepted it by now, nobody will.
         restart = (counts == 0).any(1) | (full & quiet)
-        restart |= torch.sigmoid(opinion.conflict) > c.conflict
+        # Without a guess the same steps would lead to the same alarm: it is false, or nothing can be done about it.
+        learning = wanted.flatten(1).any(1)
+        restart |= (torch.sigmoid(opinion.conflict) > c.conflict) & (learning | (state.guesses > 0))
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         scores = opinion.symbols + torch.where(kept, 0.0, RULED_OUT)
         doubt = 1 - scores.softmax(2).amax(2)
@@ -236,7 +239,6 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         right = (wanted & kept)[rows, place]
         hinted = right.any(1) & (luck[:, 1] < c.hint)
         guess = (right & hinted.unsqueeze(1)) | (guess & ~hinted.unsqueeze(1))
-        learning = wanted.flatten(1).any(1)
         guesses = (quiet | (state.guesses > 0) & ~learning) & ~full
         chosen = torch.where(guesses[:, None, None] & here, guess.unsqueeze(1), kept)
         base = torch.where((state.guesses == 0)[:, None, None], kept, state.base)
