@@ -56,10 +56,10 @@ def names_in(folder):
     return tuple(data[part]["name"] for part in ("reasoner", "gradient", "halting"))
 
 
-def refused(capsys, folder, *arguments):
+def refused(capsys, folder, *arguments, task="sorting"):
     """The complaint of a command that is refused: exit code 2, one line, nothing written."""
     capsys.readouterr()
-    assert main(["train", "sorting", "--out", str(folder), *arguments]) == 2
+    assert main(["train", task, "--out", str(folder), *arguments]) == 2
     said = capsys.readouterr()
     assert not said.out
     assert said.err.startswith("loopwise: ")
@@ -296,12 +296,7 @@ def test_a_config_that_is_no_recipe_is_refused(change, complaint, capsys, tmp_pa
     (tmp_path / "text.json").write_text("{")
     reasons = {file: complaint, tmp_path / "none.json": "is missing", tmp_path / "text.json": "cannot be read"}
     for named, reason in reasons.items():
-        capsys.readouterr()
-        assert main(["train", str(named), "--out", str(out)]) == 2
-        said = capsys.readouterr().err
-        assert reason in said
-        assert said.count("\n") == 1
-        assert not out.exists()
+        assert reason in refused(capsys, out, task=str(named))
 
 
 RECORDS = sorted((Path(__file__).parent.parent / "records").glob("*/config*.json"))

@@ -172,7 +172,9 @@ def resume_training_config(folder: Path) -> TrainingConfig:
     """The training options with which the run in `folder` would be resumed. Raises CheckpointError."""
     if not (folder / CONFIG).exists():
         raise CheckpointError(f"{folder} holds no run to resume; start one with --out {folder}")
-    _, recipe = read_model(folder, trust=True)
+    _, data = read_parts(folder / CONFIG, trust=True)
+    with explained(folder / CONFIG):
+        recipe = data["training"]
     if has_state(folder / STATE):
         recipe = read_notes(folder / STATE)["training"]
     elif (folder / WEIGHTS).exists():
