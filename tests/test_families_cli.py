@@ -294,7 +294,7 @@ def test_a_config_that_is_no_recipe_is_refused(change, complaint, capsys, tmp_pa
     file, out = tmp_path / "changed.json", tmp_path / "out"
     write_json(file, data)
     (tmp_path / "text.json").write_text("{")
-    reasons = {file: complaint, tmp_path / "none.json": "is missing", tmp_path / "text.json": "cannot be read"}
+    reasons = {file: complaint, tmp_path / "none.json": "there is no file", tmp_path / "text.json": "cannot be read"}
     for named, reason in reasons.items():
         assert reason in refused(capsys, out, task=str(named))
 

@@ -274,6 +274,20 @@ def test_answers_under_a_budget_are_those_of_the_solver(terminal, trained):
         assert word in out
 
 
+def test_an_evaluation_tells_what_came_of_each_puzzle(terminal, trained, tmp_path):
+    """`--answers FILE` has a line for each puzzle and number of starts, in order, that add up to the scores."""
+    options = ("--limit", "5", "--budget", "verified|steps=6", "--starts", "1,3", "--answers", "lines.jsonl", "--json")
+    (record,) = terminal.records("eval", trained, *options)
+    lines = [json.loads(line) for line in (tmp_path / "lines.jsonl").read_text().splitlines()]
+    assert [(line["starts"], line["puzzle"]) for line in lines] == [(n, i) for n in (1, 3) for i in range(5)]
+    for entry in record["answers"]:
+        told = [line for line in lines if line["starts"] == entry["starts"]]
+        assert entry["verified"] == np.mean([line["verified"] for line in told])
+        assert entry["exact_accuracy"] == np.mean([line["exact"] for line in told])
+        assert entry["mean_steps"] == np.mean([line["steps"] for line in told])
+        assert all(line["seconds"] > 0 and len(line["tokens"]) == 16 for line in told)
+
+
 def test_an_evaluation_may_think_deeper_with_the_same_weights(terminal, trained):
     """`--reasoner.` changes what needs no other weights, which the record tells; the rest is refused in one line."""
     (usual,) = terminal.records("eval", trained, "--limit", "4", "--max-steps", "1", "--json")
@@ -304,8 +318,13 @@ def test_a_puzzle_without_an_answer_is_not_right():
     solver = Solver(counting_model(), slots=2, device="cpu")
     told = []
     examples = Examples(inputs, labels, labels[:, 0] * 0)
-    answers = evaluate_answers(solver, examples, as_budget("verified|3"), Starts(), lambda: told.append(1))
-    assert (answers.puzzles, answers.exact, answers.verified, len(told)) == (3, 1, 1, 3)
+    answers = evaluate_answers(solver, examples, as_budget("verified|3"), Starts(), told.append)
+    assert (answers.puzzles, answers.exact, answers.verified) == (3, 1, 1)
+    assert [(each.exact, each.stopped_by, each.steps) for each in told] == [
+        (True, "verified", 2),
+        (False, "error", 0),
+        (False, "steps", 3),
+    ]
     assert answers.stopped_by == {"verified": 1, "error": 1, "steps": 1}
     assert answers.steps == pytest.approx((2 + 0 + 3) / 3)
 
@@ -353,6 +372,8 @@ def test_a_curve_has_tables_numbers_and_a_picture(terminal, trained, tmp_path):
         ("--starts 2 --max-steps 1,2", "--curve"),
         ("--curve --max-steps 0", "at least 1"),
         ("--budget 4 --out there", "add --curve"),
+        ("--answers there", "add --budget"),
+        ("--budget 4 --answers none/there", "cannot be written"),
         ("--curve --starts 2 --sigma-step -1", "at least 0"),
     ],
 )

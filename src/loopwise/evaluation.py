@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,17 @@ from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
 from loopwise.types import IGNORE_LABEL, Batch, Examples, Json, Tokens
 
-__all__ = ["Answers", "Curve", "Scores", "default_steps", "evaluate", "evaluate_answers", "evaluate_curve", "wilson"]
+__all__ = [
+    "Answers",
+    "Curve",
+    "Outcome",
+    "Scores",
+    "default_steps",
+    "evaluate",
+    "evaluate_answers",
+    "evaluate_curve",
+    "wilson",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,17 @@ class Scores:
                 "mean_steps": self.halted_steps,
             },
         }
+
+
+class Outcome(NamedTuple):
+    """What came of one puzzle that was solved under a budget."""
+
+    exact: bool
+    verified: bool | None  # what the rules say; None where they decide nothing
+    steps: int  # of all starts together
+    seconds: float | None  # from the puzzle's arrival at the slots; None where there is no answer
+    stopped_by: str  # `error` where there is no answer
+    tokens: Tokens | None  # the answer [L]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,21 +209,27 @@ def evaluate(model: Model, examples: Examples, steps: Sequence[int] | None = Non
 
 
 def evaluate_answers(
-    solver: Solver, examples: Examples, budget: Budget, starts: Starts, tell: Callable[[], None] = lambda: None
+    solver: Solver,
+    examples: Examples,
+    budget: Budget,
+    starts: Starts,
+    tell: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Answers:
-    """Solve every example as a user would, and score the answers. `tell` is called after each."""
-    outcomes: list[tuple[bool, bool | None, int, float | None, str]] = []
+    """Solve every example as a user would, and score the answers. `tell` is told of each, in order."""
+    outcomes: list[Outcome] = []
     results = solver.stream(_puzzles(examples), budget, starts=starts)
     for labels, result in zip(examples.labels, results, strict=True):
         if isinstance(result, LoopwiseError):
-            outcomes.append((False, None, 0, None, "error"))
+            outcome = Outcome(False, None, 0, None, "error", None)
         else:
             exact = bool(((result.tokens == labels) | (labels == IGNORE_LABEL)).all())
-            outcomes.append((exact, result.verified, result.total_steps, result.seconds, result.stopped_by))
-        tell()
+            how = (result.total_steps, result.seconds, result.stopped_by)
+            outcome = Outcome(exact, result.verified, *how, result.tokens)
+        tell(outcome)
+        outcomes.append(outcome._replace(tokens=None))  # so that memory does not grow by the answers
     if not outcomes:
         raise ConfigError("there is nothing to evaluate: the split is empty; choose another with --split")
-    exacts, verdicts, steps, seconds, stopped_by = zip(*outcomes, strict=True)
+    exacts, verdicts, steps, seconds, stopped_by, _ = zip(*outcomes, strict=True)
     return Answers(
         puzzles=len(outcomes),
         budget=str(budget),
@@ -221,7 +248,7 @@ def evaluate_curve(
     steps: Sequence[int],
     starts: Sequence[Starts],
     budget: Budget,
-    tell: Callable[[], None] = lambda: None,
+    tell: Callable[[Outcome], object] = lambda outcome: None,
 ) -> Curve:
     """Score a solver after each of `steps`, and with each of `starts` under the budget. `tell` as above."""
     fixed = evaluate(solver.model, examples, steps, solver.slots)

@@ -388,6 +388,8 @@ def find(name: str) -> RunConfig:
     Raises ConfigError or CheckpointError.
     """
     if name.endswith(".json"):
+        if not Path(name).exists():
+            raise ConfigError(f"there is no file {name}; give the config.json of a run, or a recipe or task by name")
         return recorded_config(Path(name))
     named = recipes()
     if name in named:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
 from loopwise.config import to_json
 from loopwise.data import cache
-from loopwise.errors import ConfigError
-from loopwise.evaluation import Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
+from loopwise.errors import ConfigError, StorageError
+from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
@@ -38,6 +40,7 @@ the reasoner that need no other weights, such as its cycles.
   loopwise eval runs/six
   loopwise eval runs/six --max-steps 1,2,4,8,16,32 --json
   loopwise eval runs/six --budget "verified|halted|steps=64" --starts 1,8
+  loopwise eval runs/six --budget "verified|steps=64" --answers six.jsonl
   loopwise eval runs/six --curve --out curves/six
   loopwise eval runs/sorting --task.n 24
   loopwise eval runs/sorting --reasoner.H-cycles 3
@@ -105,6 +108,12 @@ def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
         ),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
         out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),
+        answers=(
+            str,
+            "",
+            "a file that gets a JSON line for each puzzle that is scored under a budget, as it comes: its place in the "
+            "split, the starts, exact, verified, steps of all starts, seconds, stopped_by, and the answer's tokens",
+        ),
         limit=(int, 0, "score only the first so many puzzles; 0 means all"),
         slots=(int, 256, "passes that are worked on side by side"),
         compile=(bool, False, "fuse the network's kernels first, half a minute that pays for thousands of puzzles"),
@@ -124,12 +133,44 @@ def _check(args: Any) -> None:
         parse_counts(args.max_steps, "steps")
     if args.budget:
         as_budget(args.budget)
+    if args.answers and (args.curve or not (args.budget or args.starts)):
+        raise ConfigError("--answers tells what came of each puzzle under a budget; add --budget, without --curve")
     if args.curve:
         require_matplotlib()
     elif args.out != OUT:
         raise ConfigError("--out is where --curve writes to; add --curve")
     elif args.max_steps and (args.budget or args.starts):
         raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
+
+
+class _Told:
+    """Where outcomes are told: on a line of progress, and in the file of --answers."""
+
+    def __init__(self, stack: contextlib.ExitStack, file: str) -> None:
+        self._progress = stack.enter_context(Progress())
+        self._name = file
+        try:
+            stream = open(file, "w", encoding="utf-8") if file else None  # noqa: SIM115 - the stack closes it
+            self._file = stack.enter_context(stream) if stream else None
+        except OSError as error:
+            raise ConfigError(f"--answers {file} cannot be written ({error.strerror}); choose another file") from None
+
+    def of(self, starts: Starts) -> Callable[[Outcome], None]:
+        """Who is told of the outcomes of puzzles that get so many starts."""
+        places = count()
+
+        def tell(outcome: Outcome) -> None:
+            self._progress.advance()
+            if self._file is None:
+                return
+            answer = None if outcome.tokens is None else outcome.tokens.tolist()
+            told = {"puzzle": next(places), "starts": starts.count, **outcome._asdict(), "tokens": answer}
+            try:
+                print(json.dumps(told), file=self._file, flush=True)
+            except OSError as error:
+                raise StorageError(f"cannot write {self._name} ({error.strerror}); free some space") from None
+
+        return tell
 
 
 def _starts(args: Any, solver: Solver) -> list[Starts]:
@@ -160,8 +201,9 @@ def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) 
 def _answers(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
     """Score answers under a budget."""
     budget = as_budget(args.budget) if args.budget else solver.default_budget
-    with Progress() as progress:
-        answers = [evaluate_answers(solver, data, budget, each, progress.advance) for each in starts]
+    with contextlib.ExitStack() as stack:
+        told = _Told(stack, args.answers)
+        answers = [evaluate_answers(solver, data, budget, each, told.of(each)) for each in starts]
     if args.json:
         print(json.dumps(record | {"answers": [each.to_json() for each in answers]}))
     else:
@@ -174,7 +216,7 @@ def _curve(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, 
     steps = parse_counts(args.max_steps, "steps") if args.max_steps else default_steps(limit)
     budget = as_budget(args.budget) if args.budget else solver.default_budget
     with Progress() as progress:
-        curve = evaluate_curve(solver, data, steps, starts, budget, progress.advance)
+        curve = evaluate_curve(solver, data, steps, starts, budget, lambda outcome: progress.advance())
     record = record | curve_json(curve)
     write_curve(Path(args.out), curve, record, _title(record))
     if args.json:
