@@ -83,6 +83,28 @@ def test_the_network_eliminates():
     assert torch.equal(said.logits.argmax(2), BATCH.labels)
 
 
+def test_what_is_nearly_sure_goes_in_some_chains_only():
+    """A symbol whose staying has a quarter of the threshold's probability goes in three steps of four in solving, drawn
+    for each step; one far below goes in all, one above it in none. In training the threshold is the same for all.
+    """
+    inputs = torch.cat([BATCH.inputs[:1]] * 1000)
+    labelled = BATCH._replace(inputs=inputs, labels=torch.cat([BATCH.labels[:1]] * 1000), puzzle_ids=inputs[:, 0] * 0)
+    blank = ~GIVEN[0]
+
+    def share(probability, batch):
+        reasoner = lattice(keep=np.log(probability / (1 - probability)), conflict=NEVER, eliminate=0.04)
+        before = told(inputs)
+        state = reasoner.init_state(1000, CELLS)._replace(possible=before, steps=torch.arange(1000))
+        with torch.no_grad():
+            after, _ = reasoner(state, batch, FullBPTT())
+        return after.possible[:, blank].flatten(1).all(1).float().mean().item()  # all gone: the chain starts again
+
+    assert share(0.01, Batch.unlabelled(inputs)) == pytest.approx(0.75, abs=0.05)
+    assert share(1e-6, Batch.unlabelled(inputs)) == 1
+    assert share(0.041, Batch.unlabelled(inputs)) == 0
+    assert share(0.01, labelled) == 1
+
+
 def test_a_belief_in_a_conflict_starts_again():
     """Where the network believes in a conflict after a guess, everything is possible again. Without a guess it goes
     on: the same steps would lead to the same belief for ever, even if that is wrong.
@@ -118,8 +140,9 @@ LATTICE_START = lattice().init_state(COUNT, CELLS)
 
 
 def test_a_retreat_keeps_what_was_eliminated_before_the_first_guess():
-    """A chain that is given up goes back to the symbols that were left before its first guess, or, by the stated share,
-    to the puzzle; a chain without a guess always to the puzzle.
+    """A chain that is given up goes back to the symbols that were left before its first guess, and guesses again at
+    once by what the network thought of them; or, by the stated share, to the puzzle; a chain without a guess always to
+    the puzzle.
     """
     inputs = torch.cat([BATCH.inputs[:1]] * 1000)
     batch, steps = Batch.unlabelled(inputs), torch.arange(1000)
@@ -131,13 +154,19 @@ def test_a_retreat_keeps_what_was_eliminated_before_the_first_guess():
     severe = lattice(keep=NEVER, conflict=NEVER, again=0.25)  # leaves positions without a symbol
     with torch.no_grad():
         guessed, _ = sure(start, batch, FullBPTT())
-        retreated, _ = alarmed(guessed, batch, FullBPTT())
+        last = torch.nn.functional.one_hot(torch.tensor(1), DIGITS) * ALWAYS  # of two symbols the second, wherever
+        retreated, _ = alarmed(guessed._replace(believed=last.expand(before.shape)), batch, FullBPTT())
         unguessed, _ = severe(start, batch, FullBPTT())
     assert (guessed.guesses == 1).all()
-    assert (retreated.guesses == 0).all()
     anew = retreated.possible.flatten(1).all(1)
     assert anew.float().mean().item() == pytest.approx(0.25, abs=0.05)
-    assert torch.equal(retreated.possible[~anew], before[~anew])
+    assert torch.equal(retreated.guesses == 0, anew)
+    second = before.clone()
+    second[:, place, 0] = False
+    changed = (retreated.possible != before).any(2)[~anew]
+    assert (changed.sum(1) == 1).all()
+    assert changed[:, place].float().mean() > 0.5  # rather where two symbols are left
+    assert torch.equal(retreated.possible[~anew][changed[:, place]], second[~anew][changed[:, place]])
     assert unguessed.possible.all()
 
 
@@ -296,11 +325,13 @@ def test_a_search_has_sixteen_starts(guesser):
 @torch.no_grad()
 def test_guesses_wait_for_eliminations():
     """A step that eliminated something makes no guess beside it before the first guess of a chain, nor in training."""
-    reasoner = lattice(keep=-1.08, conflict=NEVER, scale=1.0, eliminate=0.5)  # eliminates a few symbols
+    # A few symbols go: below one half in training, in solving below a number between 0 and 1.
+    in_training, in_solving = (lattice(keep=-1.08, conflict=NEVER, scale=1.0, eliminate=most) for most in (0.5, 1.0))
     unlabelled, counts = Batch.unlabelled(BATCH.inputs), {}
     for guesses, batch in ((0, unlabelled), (1, BATCH), (1, unlabelled)):
-        start = LATTICE_START._replace(guesses=LATTICE_START.guesses + guesses, base=torch.zeros_like(told()))
-        after, _ = reasoner(start, batch, FullBPTT())
+        begun = LATTICE_START.guesses + guesses
+        start = LATTICE_START._replace(guesses=begun, base=torch.zeros_like(told()), steps=torch.arange(COUNT))
+        after, _ = (in_training if batch is BATCH else in_solving)(start, batch, FullBPTT())
         goes_on = after.possible.any(2).all(1)  # the base of those that retreated is empty
         eliminated = (told() & ~after.possible).any(2).sum(1) > 1  # a guess changes one position
         assert (goes_on & eliminated).any()

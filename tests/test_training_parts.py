@@ -343,6 +343,7 @@ def test_noise_is_normal_and_stays_in_its_rows():
     state = LatticeState(
         possible=everything,
         base=everything,
+        believed=torch.zeros(4, 500, 3),
         guesses=torch.zeros(4, dtype=torch.int64),
         z=torch.full((4, 500, 3, 8), 5.0),
         dice=torch.zeros(4),

@@ -3,10 +3,11 @@
 For each position it keeps the set of symbols that may stand there. A step lets the network look at these sets (a few
 updates of a fresh latent state), and then
 
-    eliminates   the symbols that the network is nearly sure cannot stand there;
+    eliminates   the symbols that the network is nearly sure cannot stand there; how sure is drawn anew for each step,
+                 so that a mistake made before the first guess is not made by every chain;
     gives up     where a position has no symbol left, or where after a guess the network believes that a right one has
-                 been lost, and starts again from what it had eliminated before its first guess, or now and then from
-                 the puzzle;
+                 been lost, and starts again from what it had eliminated before its first guess, where another guess
+                 is made at once by what the network thought there, or now and then from the puzzle;
     guesses      at a position with few symbols left, rather one where the network is sure, a symbol drawn from the
                  network's own distribution; the first guess of a chain waits for a step that eliminated nothing.
 
@@ -59,7 +60,9 @@ class LatticeConfig(SymbolConfig):
     gradient flows, so that more cycles can be used in solving (progressive loss, arXiv 2202.05826).
     """
     eliminate: float = 0.03
-    """A symbol goes where the network gives its staying less than this probability."""
+    """A symbol goes where the network gives its staying less than this probability, in solving less than a random share
+    of it (uniform in 0 to 1, drawn for each step).
+    """
     conflict: float = 0.9
     """The search starts again where the network, after a guess, believes more than this that a right symbol has been
     lost. At 0.5 it would give up after a fair guess between two.
@@ -101,6 +104,7 @@ class LatticeState(NamedTuple):
 
     possible: Tensor  # [B, L, K] bool; what the puzzle itself says is taken into account at the next step
     base: Tensor  # [B, L, K] bool; what was possible before the first guess
+    believed: Tensor  # [B, L, K] float32; the logits of the symbols there
     guesses: Tensor  # [B] int64, in this chain
     z: Tensor  # [B, L, K, D], the latent state of the last step
     dice: Tensor  # [B] float; noise in it makes another chain of guesses
@@ -145,7 +149,8 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         z = self.start(self.z_init, batch_size, length)
         everything = torch.ones(z.shape[:3], dtype=torch.bool, device=z.device)
         none = torch.zeros(batch_size, dtype=torch.int64, device=z.device)
-        return LatticeState(everything, everything, none, z, z.new_zeros(batch_size), none)
+        nothing = torch.zeros(z.shape[:3], device=z.device)
+        return LatticeState(everything, everything, nothing, none, z, z.new_zeros(batch_size), none)
 
     def recursion(self, x: Tensor) -> Recursion:
         """z <- f(z + x), once: the loss, too, is taken after every update."""
@@ -181,7 +186,10 @@ class Lattice(CandidateReasoner[LatticeConfig]):
                 own_loss = own_loss + self._loss(self._opinion(thought.z), possible, wanted, lost) / self.config.cycles
         opinion = self._opinion(thought.z)
         with torch.no_grad():
-            kept = possible & ((torch.sigmoid(opinion.keep) >= self.config.eliminate) | given)
+            learning = wanted.flatten(1).any(1)
+            share = self._draws(state, 1, first=possible[0].numel())[:, 0]  # a draw that the search does not use
+            least = self.config.eliminate * torch.where(learning, 1.0, share)
+            kept = possible & ((torch.sigmoid(opinion.keep) >= least[:, None, None]) | given)
             new = self._search(state, possible, kept, opinion, wanted)
         said = self._prediction(thought.z, opinion, kept)
         # A state that has lost a right symbol teaches nothing about the answer.
@@ -228,7 +236,15 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         learning = wanted.flatten(1).any(1)
         restart |= (torch.sigmoid(opinion.conflict) > c.conflict) & (learning | (state.guesses > 0))
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
-        scores = opinion.symbols + torch.where(kept, 0.0, RULED_OUT)
+        first = state.guesses == 0
+        base = torch.where(first[:, None, None], kept, state.base)
+        believed = torch.where(first[:, None, None], opinion.symbols, state.believed)
+        anew = first | (luck[:, 2] < c.again)
+        # What the network thinks of the base is known: a chain that goes back there guesses at once.
+        back = restart & ~anew & ~learning
+        left = torch.where(back[:, None, None], base, kept)
+        scores = torch.where(back[:, None, None], believed, opinion.symbols) + torch.where(left, 0.0, RULED_OUT)
+        counts = left.sum(2)
         doubt = 1 - scores.softmax(2).amax(2)
         # An open position with few symbols, since a guess there is most likely right. The noise is for the case that
         # the network is sure of something wrong, or that the positions with the fewest decide nothing.
@@ -239,21 +255,20 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         right = (wanted & kept)[rows, place]
         hinted = right.any(1) & (luck[:, 1] < c.hint)
         guess = (right & hinted.unsqueeze(1)) | (guess & ~hinted.unsqueeze(1))
-        guesses = (quiet | (state.guesses > 0) & ~learning) & ~full
-        chosen = torch.where(guesses[:, None, None] & here, guess.unsqueeze(1), kept)
-        base = torch.where((state.guesses == 0)[:, None, None], kept, state.base)
-        anew = (state.guesses == 0) | (luck[:, 2] < c.again)
+        guesses = torch.where(restart, back, (quiet | ~first & ~learning) & ~full)
+        chosen = torch.where(guesses[:, None, None] & here, guess.unsqueeze(1), left)
         return state._replace(
-            possible=torch.where(restart[:, None, None], base | anew[:, None, None], chosen),
+            possible=torch.where((restart & ~back)[:, None, None], base | anew[:, None, None], chosen),
             base=base,
-            guesses=torch.where(restart, 0, state.guesses + guesses),
+            believed=believed,
+            guesses=torch.where(restart, 0, state.guesses) + guesses,
             steps=state.steps + 1,
         )
 
-    def _draws(self, state: LatticeState, count: int) -> Tensor:
+    def _draws(self, state: LatticeState, count: int, first: int = 0) -> Tensor:
         """Numbers between 0 and 1, [B, count], fixed by dice and steps: a row draws the same whoever sits beside it."""
         base = state.steps * 104_729 + (state.dice.float() * 10_000).nan_to_num().long() * 15_485_863
-        mixed = (base.unsqueeze(1) + torch.arange(count, device=base.device) * 7_919) % PRIME
+        mixed = (base.unsqueeze(1) + torch.arange(first, first + count, device=base.device) * 7_919) % PRIME
         for step in range(4):
             mixed = (mixed * mixed + 1_013_904_223 * (step + 1)) % PRIME  # fits 63 bits
         return (mixed.float() + 0.5) / (PRIME + 1)
