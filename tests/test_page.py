@@ -273,10 +273,10 @@ def test_two_models_are_compared_side_by_side(visit):
 def test_several_starts_are_small_multiples(visit):
     """Each start has its picture; pressing one shows its steps; the one with the answer is shown first."""
     page = visit(f"model=sudoku-6x6&puzzle={LONG}")
-    think(page, starts="9")
+    think(page, starts="8")
     at_the_end(page)
     starts = page.get_by_role("group", name="All starts").get_by_role("button")
-    assert starts.count() == 9
+    assert starts.count() == 8
     pressed = page.locator(".minis [aria-pressed=true]")
     assert "solved, the answer" in pressed.get_attribute("aria-label")
     page.wait_for_selector(SOLVED)
@@ -286,11 +286,11 @@ def test_several_starts_are_small_multiples(visit):
 
 
 def test_a_search_shows_its_chains(visit):
-    """A model that searches begins with 16 chains, and ends with the first that the rules accept: that is the one shown
+    """A model that searches begins with 8 chains, and ends with the first that the rules accept: that is the one shown
     first, its steps can be gone back over, and what was there before the first step is the puzzle.
     """
     page = visit(f"model=sudoku-extreme&puzzle={EXTREME}")
-    assert page.locator("#starts").input_value() == "16"
+    assert page.locator("#starts").input_value() == "8"
     think(page)
     page.wait_for_selector(SOLVED)
     at_the_end(page)
@@ -299,7 +299,7 @@ def test_a_search_shows_its_chains(visit):
     assert "." not in answer
     assert all(given in (".", digit) for given, digit in zip(EXTREME, answer, strict=True))
     chains = page.get_by_role("group", name="All starts").get_by_role("button")
-    assert chains.count() == 16
+    assert chains.count() == 8
     assert "solved, the answer" in page.locator(".minis [aria-pressed=true]").get_attribute("aria-label")
     page.get_by_role("slider").focus()
     page.keyboard.press("Home")

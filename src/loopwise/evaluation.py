@@ -274,7 +274,8 @@ def _evaluate_rows(
     """Columns [..., n] for the n puzzles of a batch; the batch is padded to the rows that a solver computes."""
     count = len(rows.inputs)
     device = next(model.reasoner.parameters()).device
-    padded = [np.concatenate([column, np.repeat(column[:1], computed_rows(slots) - count, axis=0)]) for column in rows]
+    rows_computed = computed_rows(slots, model.reasoner)
+    padded = [np.concatenate([column, np.repeat(column[:1], rows_computed - count, axis=0)]) for column in rows]
     inputs, _, puzzle_ids = (torch.as_tensor(np.array(c), dtype=torch.int64, device=device) for c in padded)
     batch = Batch.unlabelled(inputs, puzzle_ids)
     labels = np.asarray(rows.labels)

@@ -104,7 +104,7 @@ def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
         starts=(
             str,
             "",
-            f"numbers of starts to score, such as 1,8; default 1, of a search 16, or with --curve {CURVE_STARTS}",
+            f"numbers of starts to score, such as 1,8; default 1, of a search 8, or with --curve {CURVE_STARTS}",
         ),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
         out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),

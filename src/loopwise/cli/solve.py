@@ -68,7 +68,7 @@ class Arguments(StartOptions):
     """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
     starts: int = 0
     """Passes that a puzzle gets, the single pass and others of the puzzle in other symmetries of the task, or, where it
-    has none, from noisy states; the best is the answer. 0: one, or 16 for a search.
+    has none, from noisy states; the best is the answer. 0: one, or 8 for a search.
     """
     slots: int = 64
     """Passes that are worked on side by side; the answers are the same at equal slots."""

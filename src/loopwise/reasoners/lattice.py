@@ -43,6 +43,8 @@ __all__ = ["Lattice", "LatticeConfig", "LatticeState"]
 
 RULED_OUT = -20.0
 """What is added to the logit of a symbol that has been eliminated."""
+COLUMNS = 16
+"""Of the product that all heads share; what is beyond them is zero."""
 MANY = 2**20
 PRIME = 2**31 - 1
 
@@ -133,6 +135,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
     Config: ClassVar[type[ReasonerConfig]] = LatticeConfig
     default_gradient: ClassVar[str] = "full-bptt"
     search: ClassVar[bool] = True
+    round_rows: ClassVar[int] = 8  # hundreds of rows in each product, and none of few columns
 
     def __init__(self, config: LatticeConfig, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         rng = generator("cpu", config.seed)
@@ -197,10 +200,14 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         return detach(new._replace(z=thought.z)), said._replace(logits=logits, own_loss=own_loss)
 
     def _opinion(self, z: Tensor) -> _Opinion:
+        """The heads, side by side in one product: in one of few columns the place of a row may decide its rounding."""
+        heads = torch.cat((self.head.weight, self.keep.weight, self.conflict.weight)).to(z.dtype)
+        read = F.linear(z, F.pad(heads, (0, 0, 0, COLUMNS - len(heads))))
+        symbols, keep, conflict = read[..., : len(heads)].unbind(-1)
         return _Opinion(
-            symbols=self.head(z).squeeze(-1).float(),
-            keep=(self.keep(z).squeeze(-1) + self.keep_bias.to(z.dtype)).float(),
-            conflict=(self.conflict(z).squeeze(-1).float() + self.conflict_bias).flatten(1).logsumexp(1),
+            symbols=symbols.float(),
+            keep=(keep + self.keep_bias.to(z.dtype)).float(),
+            conflict=(conflict.float() + self.conflict_bias).flatten(1).logsumexp(1),
         )
 
     def _prediction(self, z: Tensor, opinion: _Opinion, possible: Tensor) -> Prediction:

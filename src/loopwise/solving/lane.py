@@ -19,7 +19,7 @@ from torch import Tensor
 
 from loopwise.checkpoint import Model
 from loopwise.errors import SolvingError
-from loopwise.reasoners.base import State
+from loopwise.reasoners.base import Reasoner, State
 from loopwise.solving.budgets import Budget, Progress
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.types import Batch, Prediction, Tokens
@@ -27,12 +27,6 @@ from loopwise.types import Batch, Prediction, Tokens
 __all__ = ["CANCELLED", "Lane", "Pass", "computed_rows", "read_prediction"]
 
 CANCELLED = "cancelled"
-
-ROUND_ROWS = 16
-"""Rows are computed in multiples of so many. Among 2 to 15 rows MKL rounds a narrow product, such as that of the
-halting head, by the place of the row, and with two threads a wide one among 33. With multiples of 16 none was seen, in
-any family.
-"""
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -75,7 +69,7 @@ class Lane:
         self.model = model
         self.passes: list[Pass | None] = [None] * slots
         self.active = 0
-        rows = computed_rows(slots)
+        rows = computed_rows(slots, model.reasoner)
         inputs = torch.zeros(rows, length, dtype=torch.int64, device=device)
         self.batch = Batch.unlabelled(inputs)
         self.state: State = model.reasoner.init_state(rows, length)
@@ -163,9 +157,10 @@ def _show(work: Pass, logits: Tensor) -> None:
         logging.getLogger("loopwise").warning("a puzzle is no longer watched: %s", error or type(error).__name__)
 
 
-def computed_rows(slots: int) -> int:
+def computed_rows(slots: int, reasoner: Reasoner[Any]) -> int:
     """How many rows are computed for so many slots, so that no row is rounded by its place."""
-    return slots if slots == 1 else -(-slots // ROUND_ROWS) * ROUND_ROWS
+    multiple = reasoner.round_rows
+    return slots if slots == 1 else -(-slots // multiple) * multiple
 
 
 def read_prediction(prediction: Prediction) -> tuple[Tokens, npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -45,8 +45,10 @@ lengths, which need slots of their own, or where the answer that comes next take
 SEARCH_STEPS = 1000
 """Steps after which a start of a search is given up, unless its budget says otherwise."""
 
-SEARCH_STARTS = 16
-"""Chains of a search that run side by side, unless a caller says otherwise; 2 to 15 cost as much (lane.ROUND_ROWS)."""
+SEARCH_STARTS = 8
+"""Chains of a search that run side by side, unless a caller says otherwise. Until they guess they differ little, so
+that many are a waste; 2 to 7 cost as much (Lattice.round_rows), and one leaves a core idle.
+"""
 
 NOT_YET: Final = object()
 """Stands in a stream for a puzzle that is not there yet: those on their way take a step, then it is asked again.
@@ -159,7 +161,7 @@ class Solver:
         `budget` says when a puzzle stops: a number of steps (more than in training are allowed), a text such as
         `halted|steps=64`, a `Budget`, or as many of these as there are puzzles. By default it stops when the model
         halts, after as many steps as in training at most. With several `starts` the best of as many passes is chosen.
-        A search stops when the rules accept, after 1,000 steps at most, and has 16 starts unless told otherwise.
+        A search stops when the rules accept, after 1,000 steps at most, and has 8 starts unless told otherwise.
         """
         kept: dict[int, Solution | LoopwiseError] = {}
         following = 0
@@ -237,7 +239,8 @@ class Solver:
         """
         tokens = self.read(puzzle)
         # All rows alike, so that no search or ponder goes on for another's sake.
-        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(computed_rows(self.slots), 1)
+        rows = computed_rows(self.slots, self.reasoner)
+        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(self.device).repeat(rows, 1)
         batch = Batch.unlabelled(inputs)
         state = self.reasoner.init_state(*inputs.shape)
         watched = Watched(self.model.gradient)
