@@ -106,7 +106,7 @@ class LatticeState(NamedTuple):
 
     possible: Tensor  # [B, L, K] bool; what the puzzle itself says is taken into account at the next step
     base: Tensor  # [B, L, K] bool; what was possible before the first guess
-    believed: Tensor  # [B, L, K] float32; the logits of the symbols there
+    believed: Tensor  # [B, L, K]; the logits of the symbols there
     guesses: Tensor  # [B] int64, in this chain
     z: Tensor  # [B, L, K, D], the latent state of the last step
     dice: Tensor  # [B] float; noise in it makes another chain of guesses
@@ -152,7 +152,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         z = self.start(self.z_init, batch_size, length)
         everything = torch.ones(z.shape[:3], dtype=torch.bool, device=z.device)
         none = torch.zeros(batch_size, dtype=torch.int64, device=z.device)
-        nothing = torch.zeros(z.shape[:3], device=z.device)
+        nothing = z.new_zeros(z.shape[:3])
         return LatticeState(everything, everything, nothing, none, z, z.new_zeros(batch_size), none)
 
     def recursion(self, x: Tensor) -> Recursion:
@@ -245,7 +245,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         first = state.guesses == 0
         base = torch.where(first[:, None, None], kept, state.base)
-        believed = torch.where(first[:, None, None], opinion.symbols, state.believed)
+        believed = torch.where(first[:, None, None], opinion.symbols, state.believed.float())
         anew = first | (luck[:, 2] < c.again)
         # What the network thinks of the base is known: a chain that goes back there guesses at once.
         back = restart & ~anew & ~learning
@@ -267,7 +267,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         return state._replace(
             possible=torch.where((restart & ~back)[:, None, None], base | anew[:, None, None], chosen),
             base=base,
-            believed=believed,
+            believed=believed.to(self.dtype),
             guesses=torch.where(restart, 0, state.guesses) + guesses,
             steps=state.steps + 1,
         )
