@@ -24,7 +24,7 @@ from loopwise.errors import ConfigError, StorageError
 from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
-from loopwise.solving.solver import Solver
+from loopwise.solving.solver import SEARCH_STARTS, Solver
 from loopwise.solving.starts import Starts
 from loopwise.types import SPLITS, Examples, Json, Split
 
@@ -104,7 +104,8 @@ def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
         starts=(
             str,
             "",
-            f"numbers of starts to score, such as 1,8; default 1, of a search 8, or with --curve {CURVE_STARTS}",
+            f"numbers of starts to score, such as 1,8; default 1, of a search {SEARCH_STARTS}, or with --curve "
+            f"{CURVE_STARTS}",
         ),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
         out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),

@@ -193,7 +193,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
             share = self._draws(state, 1, first=possible[0].numel())[:, 0]  # a draw that the search does not use
             least = self.config.eliminate * torch.where(learning, 1.0, share)
             kept = possible & ((torch.sigmoid(opinion.keep) >= least[:, None, None]) | given)
-            new = self._search(state, possible, kept, opinion, wanted)
+            new = self._search(state, possible, kept, opinion, wanted, learning)
         said = self._prediction(thought.z, opinion, kept)
         # A state that has lost a right symbol teaches nothing about the answer.
         logits = torch.where(lost.any(1)[:, None, None], said.logits.detach(), said.logits)
@@ -229,9 +229,9 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         return torch.where(astray, 0.0, keep - chosen) + self.config.conflict_weight * conflict
 
     def _search(
-        self, state: LatticeState, possible: Tensor, kept: Tensor, opinion: _Opinion, wanted: Tensor
+        self, state: LatticeState, possible: Tensor, kept: Tensor, opinion: _Opinion, wanted: Tensor, learning: Tensor
     ) -> LatticeState:
-        """The state after the step, with the old z."""
+        """The state after the step, with the old z; `learning` [B] is whether there are labels."""
         c, (_, length, fields) = self.config, kept.shape
         luck, noise, dice = torch.split(self._draws(state, 3 + length + fields), [3, length, fields], dim=1)
         counts = kept.sum(2)
@@ -240,10 +240,9 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         # A full board that the network has seen is over: if nobody has accepted it by now, nobody will.
         restart = (counts == 0).any(1) | (full & quiet)
         # Without a guess the same steps would lead to the same alarm: it is false, or nothing can be done about it.
-        learning = wanted.flatten(1).any(1)
-        restart |= (torch.sigmoid(opinion.conflict) > c.conflict) & (learning | (state.guesses > 0))
-        restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         first = state.guesses == 0
+        restart |= (torch.sigmoid(opinion.conflict) > c.conflict) & (learning | ~first)
+        restart |= (wanted & ~possible).flatten(1).any(1) & (luck[:, 0] < c.retreat)
         base = torch.where(first[:, None, None], kept, state.base)
         believed = torch.where(first[:, None, None], opinion.symbols, state.believed.float())
         anew = first | (luck[:, 2] < c.again)
