@@ -223,8 +223,9 @@ def evaluate_answers(
             outcome = Outcome(False, None, 0, None, "error", None)
         else:
             exact = bool(((result.tokens == labels) | (labels == IGNORE_LABEL)).all())
-            how = (result.total_steps, result.seconds, result.stopped_by)
-            outcome = Outcome(exact, result.verified, *how, result.tokens)
+            outcome = Outcome(
+                exact, result.verified, result.total_steps, result.seconds, result.stopped_by, result.tokens
+            )
         tell(outcome)
         outcomes.append(outcome._replace(tokens=None))  # so that memory does not grow by the answers
     if not outcomes:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,7 +20,7 @@ from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
 from loopwise.config import to_json
 from loopwise.data import cache
-from loopwise.errors import ConfigError, StorageError
+from loopwise.errors import ConfigError
 from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
@@ -144,34 +144,26 @@ def _check(args: Any) -> None:
         raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
 
 
-class _Told:
-    """Where outcomes are told: on a line of progress, and in the file of --answers."""
+def _opened(file: str) -> contextlib.AbstractContextManager[IO[str] | None]:
+    """The file of --answers, where one is named."""
+    try:
+        return open(file, "w", encoding="utf-8") if file else contextlib.nullcontext()
+    except OSError as error:
+        raise ConfigError(f"--answers {file} cannot be written ({error.strerror}); choose another file") from None
 
-    def __init__(self, stack: contextlib.ExitStack, file: str) -> None:
-        self._progress = stack.enter_context(Progress())
-        self._name = file
-        try:
-            stream = open(file, "w", encoding="utf-8") if file else None  # noqa: SIM115 - the stack closes it
-            self._file = stack.enter_context(stream) if stream else None
-        except OSError as error:
-            raise ConfigError(f"--answers {file} cannot be written ({error.strerror}); choose another file") from None
 
-    def of(self, starts: Starts) -> Callable[[Outcome], None]:
-        """Who is told of the outcomes of puzzles that get so many starts."""
-        places = count()
+def _teller(progress: Progress, file: IO[str] | None, starts: Starts) -> Callable[[Outcome], None]:
+    """Who is told of each outcome of puzzles with so many starts, in order: a line of progress, and the file."""
+    places = count()
 
-        def tell(outcome: Outcome) -> None:
-            self._progress.advance()
-            if self._file is None:
-                return
+    def tell(outcome: Outcome) -> None:
+        progress.advance()
+        if file is not None:
             answer = None if outcome.tokens is None else outcome.tokens.tolist()
             told = {"puzzle": next(places), "starts": starts.count, **outcome._asdict(), "tokens": answer}
-            try:
-                print(json.dumps(told), file=self._file, flush=True)
-            except OSError as error:
-                raise StorageError(f"cannot write {self._name} ({error.strerror}); free some space") from None
+            print(json.dumps(told), file=file, flush=True)
 
-        return tell
+    return tell
 
 
 def _starts(args: Any, solver: Solver) -> list[Starts]:
@@ -202,9 +194,8 @@ def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) 
 def _answers(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
     """Score answers under a budget."""
     budget = as_budget(args.budget) if args.budget else solver.default_budget
-    with contextlib.ExitStack() as stack:
-        told = _Told(stack, args.answers)
-        answers = [evaluate_answers(solver, data, budget, each, told.of(each)) for each in starts]
+    with Progress() as progress, _opened(args.answers) as file:
+        answers = [evaluate_answers(solver, data, budget, each, _teller(progress, file, each)) for each in starts]
     if args.json:
         print(json.dumps(record | {"answers": [each.to_json() for each in answers]}))
     else:

@@ -85,6 +85,10 @@ class HaltingHead(nn.Module):
         """[B, D] -> [B, 2] float32: halt, continue."""
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype)).float()
 
+    def by_sums(self, x: Tensor) -> Tensor:
+        """The same as sums: in a product of few columns and few rows the place of a row may decide its rounding."""
+        return ((x.unsqueeze(1) * self.weight.to(x.dtype)).sum(2) + self.bias.to(x.dtype)).float()
+
 
 class GatedUnit(nn.Module):
     """A gated recurrent unit (arXiv 1406.1078, in the form of cuDNN, whose reset gate acts behind the product):

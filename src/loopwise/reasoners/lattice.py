@@ -250,11 +250,11 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         back = restart & ~anew & ~learning
         left = torch.where(back[:, None, None], base, kept)
         scores = torch.where(back[:, None, None], believed, opinion.symbols) + torch.where(left, 0.0, RULED_OUT)
-        counts = left.sum(2)
+        choices = left.sum(2)
         doubt = 1 - scores.softmax(2).amax(2)
         # An open position with few symbols, since a guess there is most likely right. The noise is for the case that
         # the network is sure of something wrong, or that the positions with the fewest decide nothing.
-        place = (torch.where(counts > 1, counts, MANY) + doubt / 2 + 1.5 * noise).argmin(1)
+        place = (torch.where(choices > 1, choices, MANY) + doubt / 2 + 1.5 * noise).argmin(1)
         here = F.one_hot(place, length).bool().unsqueeze(2)
         rows = torch.arange(len(place), device=place.device)
         guess = F.one_hot((scores[rows, place] / c.temperature - torch.log(-torch.log(dice))).argmax(1), fields).bool()

@@ -216,10 +216,7 @@ class SymbolReasoner(Reasoner[C]):
     @final
     def prediction(self, vectors: Tensor, scores: Tensor) -> Prediction:
         """The answer from scores of the symbols [B, L, K], the halting logits from the mean of all [B, L, K, D]."""
-        # As a sum: in a product of few columns and few rows the place of a row may decide its rounding.
-        mean = vectors.mean((1, 2)).unsqueeze(1)
-        told = (mean * self.halt.weight.to(mean.dtype)).sum(2) + self.halt.bias.to(mean.dtype)
-        halt, go_on = told.float().unbind(-1)
+        halt, go_on = self.halt.by_sums(vectors.mean((1, 2))).unbind(-1)
         return Prediction(self.logits(scores), halt, go_on, torch.zeros_like(halt))
 
     @final
