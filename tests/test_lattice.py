@@ -9,6 +9,7 @@ import torch
 
 import loopwise
 from loopwise.checkpoint import Model
+from loopwise.cli.changing import changed
 from loopwise.cli.thinking import show_steps
 from loopwise.data import cache
 from loopwise.errors import ConfigError
@@ -325,21 +326,25 @@ def test_a_search_has_eight_starts(guesser):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("name", "rows"), [("sudoku-extreme-lattice", 8), ("sudoku-extreme", 4)])
 @torch.inference_mode()
-def test_eight_rows_are_rounded_alike(threads):
+def test_few_rows_are_rounded_alike(name, rows, threads):
     """In batches of `round_rows` puzzles of 9x9 everything that a step makes of a puzzle has the same bits, whichever
     place it has among whichever others.
     """
-    model = loopwise.load("sudoku-extreme").model
+    model = loopwise.load(name).model
+    model = changed(model, model.task.config, dataclasses.replace(model.reasoner.config, cycles=4))
     inputs = torch.as_tensor(np.array(cache.examples(model.task, "test").inputs[:24]), dtype=torch.int64)
-    rows, rng, seen = model.reasoner.round_rows, torch.Generator().manual_seed(1), {}
-    assert rows == 8
+    rng, seen = torch.Generator().manual_seed(1), {}
+    assert model.reasoner.round_rows == rows
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for _ in range(8):
             chosen = torch.randperm(len(inputs), generator=rng)[:rows]
-            state = model.reasoner.init_state(rows, 81)._replace(dice=chosen.float())
+            state = model.reasoner.init_state(rows, 81)
+            if model.reasoner.search:
+                state = state._replace(dice=chosen.float())
             for step in range(2):
                 state, said, _ = model.step(state, Batch.unlabelled(inputs[chosen]))
                 for place, number in enumerate(chosen.tolist()):
@@ -395,7 +400,7 @@ def test_a_search_can_be_watched(guesser, capsys):
         assert {glimpse.start for glimpse in seen} == set(range(8))
         assert all(glimpse.residual > 0 for glimpse in seen)
         capsys.readouterr()
-        show_steps(solver, EASY.inputs[0], as_budget("verified|steps=40"), number=1, as_json=True)
+        show_steps(solver, EASY.inputs[0], as_budget("verified|steps=40"), None, number=1, as_json=True)
     *steps, last = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert [step["step"] for step in steps] == list(range(1, len(steps) + 1))
     assert {step["start"] for step in steps} == {0}

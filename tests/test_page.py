@@ -23,7 +23,9 @@ def service(tmp_path_factory):
         reason = "no chromium here: apt-get install chromium (scripts/browser does so where it may)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     shallow = save_shallow(tmp_path_factory.mktemp("models") / "shallow")
-    with serving("sudoku-6x6", f"shallow={shallow}", "sorting", "rolling-sum", "sudoku-extreme") as address:
+    with serving(
+        "sudoku-6x6", f"shallow={shallow}", "sorting", "rolling-sum", "sudoku-extreme", "sudoku-extreme-lattice"
+    ) as address:
         yield address
 
 
@@ -285,12 +287,14 @@ def test_several_starts_are_small_multiples(visit):
     assert starts.first.get_attribute("aria-pressed") == "true"
 
 
-def test_a_search_shows_its_chains(visit):
-    """A model that searches begins with 8 chains, and ends with the first that the rules accept: that is the one shown
-    first, its steps can be gone back over, and what was there before the first step is the puzzle.
+@pytest.mark.parametrize(("model", "starts"), [("sudoku-extreme", "4"), ("sudoku-extreme-lattice", "8")])
+def test_a_search_shows_its_chains(model, starts, visit):
+    """A model that searches begins with 8 chains, one that guesses with 4, and ends with the first that the rules
+    accept: that is the one shown first, its steps can be gone back over, and what was there before the first step is
+    the puzzle.
     """
-    page = visit(f"model=sudoku-extreme&puzzle={EXTREME}")
-    assert page.locator("#starts").input_value() == "8"
+    page = visit(f"model={model}&puzzle={EXTREME}")
+    assert page.locator("#starts").input_value() == starts
     think(page)
     page.wait_for_selector(SOLVED)
     at_the_end(page)
@@ -299,7 +303,7 @@ def test_a_search_shows_its_chains(visit):
     assert "." not in answer
     assert all(given in (".", digit) for given, digit in zip(EXTREME, answer, strict=True))
     chains = page.get_by_role("group", name="All starts").get_by_role("button")
-    assert chains.count() == 8
+    assert chains.count() == int(starts)
     assert "solved, the answer" in page.locator(".minis [aria-pressed=true]").get_attribute("aria-label")
     page.get_by_role("slider").focus()
     page.keyboard.press("Home")

@@ -66,6 +66,8 @@ class Model:
     reasoner: Reasoner[Any]
     gradient: GradientPolicy[Any]
     halting: HaltingPolicy[Any]
+    guess: int = 0
+    """Steps after which it guesses in solving (`Starts.guess`) unless told otherwise; 0: never."""
 
     def step(self, state: State, batch: Batch) -> Advance:
         """One supervision step."""
@@ -83,6 +85,7 @@ def write_config(folder: Path, model: Model, training: dict[str, Json]) -> None:
             "reasoner": {**_plugin(model.reasoner), "dtype": dtype_name(model.reasoner.dtype)},
             "gradient": _plugin(model.gradient),
             "halting": _plugin(model.halting),
+            "solving": {"guess": model.guess},
             "training": training,
         },
     )
@@ -141,6 +144,7 @@ def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
             reasoner=reasoner(config, task.spec, DTYPES[data["reasoner"]["dtype"]]),
             gradient=gradient(policy),
             halting=halting(halts),
+            guess=_whole(data.get("solving", {"guess": 0})["guess"]),  # the first format had none
         )
         return model, data["training"]
 
@@ -193,6 +197,12 @@ def load_model(folder: Path, *, trust: bool = False) -> tuple[Model, dict[str, J
 
 def _config_id(folder: Path) -> str:
     return json_digest(read_json(folder / CONFIG))
+
+
+def _whole(value: Json) -> int:
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"guess is a whole number from 0, not {value!r}")
+    return value
 
 
 def _plugin(part: Any) -> dict[str, Json]:

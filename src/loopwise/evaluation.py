@@ -107,7 +107,9 @@ class Answers:
     puzzles: int
     budget: str
     starts: int
-    """Passes that each puzzle got; with one it is the single pass."""
+    """Passes that each puzzle got; with one it is the single pass, if it does not guess."""
+    guess: int
+    """Steps after which they guess; 0: never."""
     exact: int
     """Puzzles whose answer is exactly right."""
     verified: int | None
@@ -124,6 +126,7 @@ class Answers:
         return {
             "budget": self.budget,
             "starts": self.starts,
+            "guess": self.guess,
             **_shares(self.exact, self.verified, self.puzzles),
             "mean_steps": self.steps,
             "median_seconds": self.seconds,
@@ -235,6 +238,7 @@ def evaluate_answers(
         puzzles=len(outcomes),
         budget=str(budget),
         starts=starts.count,
+        guess=starts.guess,
         exact=sum(exacts),
         verified=verdicts.count(True) if set(verdicts) - {None} else None,
         steps=sum(steps) / len(steps),

@@ -19,7 +19,7 @@ MEASURES = (
 
 PROTOCOL = (
     f"{MEASURES} In brackets: 95 % intervals (Wilson). Steps and FLOPs: mean of a puzzle, all its starts together. One "
-    "start is the single pass, several are not, and a search such as that of the lattice never is."
+    "start is the single pass, several are not, and a search, by guesses or that of the lattice, never is."
 )
 
 
@@ -36,12 +36,13 @@ def answer_rows(answers: Sequence[Answers], flops: int) -> Rows:
     """The table of numbers of starts under one budget; a step costs so many FLOPs."""
     rows, notes = [], []
     for each in answers:
-        label = "1 (single)" if each.starts == 1 else str(each.starts)
+        label = "1 (single)" if each.starts == 1 and not each.guess else str(each.starts)
         rows.append(_row(label, each.exact, each.verified, each.puzzles, each.steps, flops))
         stops = ", ".join(f"{name} {count:,}" for name, count in each.stopped_by.items())
         pace = "" if each.seconds is None else f"; {each.seconds:.3g} s a puzzle (median)"
         notes.append(f"{label}: {stops}{pace}")
-    return Rows(f"budget {answers[0].budget}", _header("starts"), rows, f"Stopped by - {'. '.join(notes)}.")
+    guessing = f", a guess every {answers[0].guess} steps" if answers[0].guess else ""
+    return Rows(f"budget {answers[0].budget}{guessing}", _header("starts"), rows, f"Stopped by - {'. '.join(notes)}.")
 
 
 def curve_rows(curve: Curve) -> list[Rows]:

@@ -24,7 +24,7 @@ from loopwise.errors import ConfigError
 from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
-from loopwise.solving.solver import SEARCH_STARTS, Solver
+from loopwise.solving.solver import GUESS_STARTS, SEARCH_STARTS, Solver
 from loopwise.solving.starts import Starts
 from loopwise.types import SPLITS, Examples, Json, Split
 
@@ -41,6 +41,7 @@ the reasoner that need no other weights, such as its cycles.
   loopwise eval runs/six --max-steps 1,2,4,8,16,32 --json
   loopwise eval runs/six --budget "verified|halted|steps=64" --starts 1,8
   loopwise eval runs/six --budget "verified|steps=64" --answers six.jsonl
+  loopwise eval runs/six --guess 4 --budget "verified|seconds=5" --slots 1
   loopwise eval runs/six --curve --out curves/six
   loopwise eval runs/sorting --task.n 24
   loopwise eval runs/sorting --reasoner.H-cycles 3
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         "split": args.split,
         "data_sha256": cache.fingerprint(data),
         "puzzles": len(data.inputs),
-        "search": solver.reasoner.search,
+        "search": solver.reasoner.search or any(each.guess for each in starts),
         "reasoner": to_json(solver.reasoner.config),
         "trained_steps": solver.trained_steps,
         "flops_per_step": solver.step_flops(data.inputs.shape[1]),
@@ -104,8 +105,8 @@ def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
         starts=(
             str,
             "",
-            f"numbers of starts to score, such as 1,8; default 1, of a search {SEARCH_STARTS}, or with --curve "
-            f"{CURVE_STARTS}",
+            f"numbers of starts to score, such as 1,8; default 1, {GUESS_STARTS} where they guess, {SEARCH_STARTS} "
+            f"for a search, or with --curve {CURVE_STARTS}",
         ),
         curve=(bool, False, "score steps and starts, and draw a picture (needs the extra `plot`)"),
         out=(str, OUT, "the folder that --curve writes to: curve.json, curve.md and curve.png"),
@@ -134,13 +135,15 @@ def _check(args: Any) -> None:
         parse_counts(args.max_steps, "steps")
     if args.budget:
         as_budget(args.budget)
-    if args.answers and (args.curve or not (args.budget or args.starts)):
+    if args.guess and args.curve:
+        raise ConfigError("--curve scores what a model finds without guesses; leave --guess away")
+    if args.answers and (args.curve or not (args.budget or args.starts or args.guess)):
         raise ConfigError("--answers tells what came of each puzzle under a budget; add --budget, without --curve")
     if args.curve:
         require_matplotlib()
     elif args.out != OUT:
         raise ConfigError("--out is where --curve writes to; add --curve")
-    elif args.max_steps and (args.budget or args.starts):
+    elif args.max_steps and (args.budget or args.starts or args.guess):
         raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
 
 
@@ -168,17 +171,18 @@ def _teller(progress: Progress, file: IO[str] | None, starts: Starts) -> Callabl
 
 def _starts(args: Any, solver: Solver) -> list[Starts]:
     """What to score under a budget, in front the single pass of what is no search; nothing without a budget."""
-    usual = CURVE_STARTS if args.curve else str(solver.default_starts) if args.budget else ""
-    asked = args.starts or usual
-    if not asked:
-        args.starts_of(1, solver.task)  # refuses options that would have no effect
+    guess = 0 if args.curve else None
+    if not (args.starts or args.budget or args.guess or args.curve):
+        args.starts_of(1, solver.model)  # refuses options that would have no effect
         return []
-    counts = set(parse_counts(asked, "starts"))
-    several = sorted(counts - {1})
-    if not several:
-        args.starts_of(1, solver.task)
-    single = [Starts()] * (1 in counts or not solver.reasoner.search)
-    return [*single, *(args.starts_of(count, solver.task) for count in several)]
+    if args.starts or args.curve:
+        counts = sorted(set(parse_counts(args.starts or CURVE_STARTS, "starts")))
+        chosen = [args.starts_of(count, solver.model, guess) for count in counts]
+    else:
+        chosen = [args.starts_of(None, solver.model)]
+    if solver.reasoner.search or chosen[0].guess:
+        return chosen
+    return [Starts(), *(starts for starts in chosen if starts.count > 1)]
 
 
 def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) -> None:
@@ -193,7 +197,7 @@ def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) 
 
 def _answers(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
     """Score answers under a budget."""
-    budget = as_budget(args.budget) if args.budget else solver.default_budget
+    budget = as_budget(args.budget) if args.budget else solver.usual_budget(starts[0])
     with Progress() as progress, _opened(args.answers) as file:
         answers = [evaluate_answers(solver, data, budget, each, _teller(progress, file, each)) for each in starts]
     if args.json:

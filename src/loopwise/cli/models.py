@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from loopwise.checkpoint import WEIGHTS, load_model
 from loopwise.cli.parsing import arguments_class, parse
 from loopwise.models import shipped
-from loopwise.solving.solver import SEARCH_STARTS
+from loopwise.solving.solver import GUESS_STARTS, SEARCH_STARTS
 
 __all__ = ["main"]
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         "exact",
         title="Models: loopwise solve MODEL PUZZLE",
         caption="exact: of the validation puzzles; in brackets the 95 % interval. "
-        f"A search runs {SEARCH_STARTS} chains",
+        f"A search runs {SEARCH_STARTS} chains; who guesses does in solving, in {GUESS_STARTS} starts",
     )
     for name, folder in shipped().items():
         model, notes = load_model(folder)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             print(json.dumps({**record, "validation_exact": scores["exact_accuracy"]}))
         low, high = scores["interval_95"]
         exact = f"{100 * scores['exact_accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] in {scores['steps']} steps"
-        exact += " of one chain" * model.reasoner.search
+        exact += " of one chain" * model.reasoner.search + ", without guesses" * bool(model.guess)
         table.add_row(name, model.task.name, f"{parameters:,}", f"{size / 1e6:.2f} MB", exact)
     if not args.json:
         Console(highlight=False).print(table if table.rows else "no models come with this version")

@@ -44,6 +44,7 @@ joined by | (whichever comes first), & (all at once) and parentheses.
   loopwise solve runs/sorting "3 1 2 9 4 4 0 7 5 5 1 8 6 2 2 3"
   loopwise solve runs/six 4.....2...6....5..1.3...........2.4. --trace
   loopwise solve runs/six --sample 7 --budget "halted|verified|steps=64" --starts 32
+  loopwise solve runs/six --sample 7 --guess 4
   loopwise solve runs/six --file puzzles.txt --json > answers.jsonl
   cat puzzles.jsonl | loopwise solve runs/six - --json
   loopwise solve maze-hard --file my_mazes.txt --task.size 12
@@ -68,7 +69,7 @@ class Arguments(StartOptions):
     """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
     starts: int = 0
     """Passes that a puzzle gets, the single pass and others of the puzzle in other symmetries of the task, or, where it
-    has none, from noisy states; the best is the answer. 0: one, or 8 for a search.
+    has none, from noisy states; the best is the answer. 0: one, 4 where they guess, or 8 for a search by itself.
     """
     slots: int = 64
     """Passes that are worked on side by side; the answers are the same at equal slots."""
@@ -102,14 +103,14 @@ def main(arguments: Sequence[str]) -> int:
     budget = as_budget(args.budget) if args.budget else None
     single = not args.file and puzzle != "-"
     model = changed(loaded.model, args.task, args.reasoner)
-    starts = args.starts_of(args.starts or loaded.default_starts, model.task)
+    starts = args.starts_of(args.starts or None, model)
     slots = min(args.slots, starts.count) if single else args.slots
     solver = Solver(model, slots=slots, device=args.device, compile=args.compile)
     if not single:
         return _answer_all(solver, Lines(args.file), budget, starts, args)
     value = source.read_line(str(puzzle)) if args.sample is None else source.sample(solver, args.sample)
     if args.trace:
-        show_steps(solver, value, budget, number=1, as_json=args.json)
+        show_steps(solver, value, budget, starts, number=1, as_json=args.json)
         return 0
     (result,) = solver.stream([value], budget, starts=starts)
     if args.json:
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
 def _answer_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Starts, args: Arguments) -> int:
     """Write an answer, or an error, for each line; one that has none does not stop the others."""
     if args.trace:
-        return _trace_all(solver, lines, budget, args)
+        return _trace_all(solver, lines, budget, starts, args)
     if args.unordered:
         results = solver.as_completed(lines, budget, starts=starts)
     else:
@@ -134,12 +135,12 @@ def _answer_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Sta
     return code
 
 
-def _trace_all(solver: Solver, lines: Lines, budget: Budget | None, args: Arguments) -> int:
+def _trace_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Starts, args: Arguments) -> int:
     """Show the steps of each line's puzzle, one after the other."""
     code = 0
     for index, value in enumerate(lines):
         try:
-            show_steps(solver, value, budget, number=index + 1, as_json=args.json)
+            show_steps(solver, value, budget, starts, number=index + 1, as_json=args.json)
         except LoopwiseError as error:
             code = _write(solver, error, index, args)
         lines.answered()

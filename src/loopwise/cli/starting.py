@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
+from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError
-from loopwise.solving.starts import Starts, as_starts
-from loopwise.tasks.base import Task
+from loopwise.solving.solver import usual_starts
+from loopwise.solving.starts import Starts
 
 __all__ = ["StartOptions"]
 
@@ -22,15 +22,23 @@ class StartOptions:
     """Let starts differ by noise of this size in the initial state, instead of by the task's symmetries."""
     sigma_step: float = 0.0
     """Let starts differ by noise of this size before each step, instead of by the task's symmetries."""
+    guess: int | None = None
+    """Search: where the rules have not accepted the answer after so many steps, guess a symbol, and after as many guess
+    another in its place. 0: never. By default as the model usually does.
+    """
     seed: int = 0
-    """Fixes symmetries and noise."""
+    """Fixes symmetries, noise and guesses."""
 
-    def starts_of(self, count: int, task: Task[Any]) -> Starts:
-        """So many starts for a task. Raises ConfigError."""
-        given = any(getattr(self, field.name) != field.default for field in fields(StartOptions))
-        if count == 1 and given:
+    def starts_of(self, count: int | None, model: Model, guess: int | None = None) -> Starts:
+        """So many starts of a model, None for as many as are usual; `guess` counts before the option.
+
+        Raises ConfigError.
+        """
+        starts = usual_starts(model, count, self.guess if guess is None else guess)
+        usual = StartOptions(guess=self.guess, seed=self.seed if starts.guess else 0)
+        if starts.count == 1 and any(getattr(self, each.name) != getattr(usual, each.name) for each in fields(usual)):
             raise ConfigError("--select, --sigma-init, --sigma-step and --seed are for several starts; add --starts 8")
-        starts = replace(as_starts(count, task), select=tuple(self.select.split(",")), seed=self.seed)
+        starts = replace(starts, select=tuple(self.select.split(",")), seed=self.seed)
         if self.sigma_init or self.sigma_step:
             starts = replace(starts, views=False, sigma_init=self.sigma_init, sigma_step=self.sigma_step)
         return starts

@@ -17,6 +17,7 @@ from loopwise.cli.puzzles import symbols
 from loopwise.solving.budgets import Budget, Verified
 from loopwise.solving.solution import Glimpse
 from loopwise.solving.solver import Solver
+from loopwise.solving.starts import Starts
 from loopwise.types import Json, Tokens
 
 __all__ = ["show_steps"]
@@ -25,31 +26,44 @@ SECONDS_A_STEP = 0.4
 """Pause after each step in a terminal, so that the eye can follow."""
 
 
-def show_steps(solver: Solver, value: Json, budget: Budget | None, *, number: int, as_json: bool) -> None:
-    """Show what is proposed after each step of a solve, until its budget ends it; `number` tells puzzles apart.
+def show_steps(
+    solver: Solver, value: Json, budget: Budget | None, starts: Starts | None, *, number: int, as_json: bool
+) -> None:
+    """Show what is proposed after each step of a solve, until its budget ends it; `number` tells puzzles apart. Of
+    several starts, the first is shown, and the answer that was found.
 
     By default it ends where the model halts, and where the puzzle is solved. Raises PuzzleError and SolvingError.
     """
-    budget = Verified() | solver.default_budget if budget is None else budget
+    chosen = solver.starts(starts)
+    budget = Verified() | solver.usual_budget(chosen) if budget is None else budget
     puzzle = solver.read(value)
     console = Console(highlight=False)
     if not as_json:
         console.print("[bold]the puzzle[/bold]")
         console.print(solver.task.render(puzzle), soft_wrap=True)
-    if solver.reasoner.search:
-        _show_search(solver, value, puzzle, budget, console, number=number, as_json=as_json)
+    if solver.reasoner.search or chosen.count > 1:
+        _show_search(solver, value, puzzle, budget, chosen, console, number=number, as_json=as_json)
     else:
-        _show_pass(solver, value, puzzle, budget, console, number=number, as_json=as_json)
+        _show_pass(solver, value, puzzle, budget, chosen, console, number=number, as_json=as_json)
 
 
 def _show_pass(
-    solver: Solver, value: Json, puzzle: Tokens, budget: Budget, console: Console, *, number: int, as_json: bool
+    solver: Solver,
+    value: Json,
+    puzzle: Tokens,
+    budget: Budget,
+    starts: Starts,
+    console: Console,
+    *,
+    number: int,
+    as_json: bool,
 ) -> None:
     """One board below the other."""
     engine = solver.engine()
-    work = engine.submit(puzzle, budget, check=partial(solver.checker, puzzle))
+    work = engine.submit(puzzle, budget, check=partial(solver.checker, puzzle), guesses=starts.guesses(0))
     previous: Tokens | None = None
     while not work.stopped_by:
+        seen = puzzle if work.seen is None else work.seen
         engine.step()
         if work.error:
             raise work.error
@@ -61,19 +75,30 @@ def _show_pass(
         else:
             changed = "" if previous is None else f", {int((answer != previous).sum())} changed"
             solved = ", solved" if progress.verified else ""
-            console.print(f"[bold]step {progress.steps}[/bold]{changed}, halt probability {probability:.3f}{solved}")
-            console.print(solver.task.render(answer, puzzle, previous), soft_wrap=True)
+            guessed = "" if seen is puzzle else ", with a guess among the clues"
+            doing = f"{guessed}{changed}, halt probability {probability:.3f}{solved}"
+            console.print(f"[bold]step {progress.steps}[/bold]{doing}")
+            console.print(solver.task.render(answer, puzzle if solved else seen, previous), soft_wrap=True)
             if console.is_terminal:
                 time.sleep(SECONDS_A_STEP)
         previous = answer
 
 
 def _show_search(
-    solver: Solver, value: Json, puzzle: Tokens, budget: Budget, console: Console, *, number: int, as_json: bool
+    solver: Solver,
+    value: Json,
+    puzzle: Tokens,
+    budget: Budget,
+    starts: Starts,
+    console: Console,
+    *,
+    number: int,
+    as_json: bool,
 ) -> None:
-    """The first of the chains, all of its steps in one place as they are many, then the board that was found."""
+    """The first of the chains or starts, all of its steps in one place as they are many, then what was found."""
     live = Live(console=console, auto_refresh=False, transient=True)
     in_place = console.is_terminal and not as_json
+    name = "chain" if solver.reasoner.search else "start"
     previous: list[Tokens | None] = [None]
 
     def show(glimpse: Glimpse) -> None:
@@ -83,17 +108,17 @@ def _show_search(
             _write(solver, value, number, glimpse.step, glimpse.answer, None, start=0)
         elif in_place:
             board = solver.task.render(glimpse.answer, puzzle, previous[0])
-            live.update(Text.from_markup(f"[bold]step {glimpse.step}[/bold] of chain 1\n{board}"), refresh=True)
+            live.update(Text.from_markup(f"[bold]step {glimpse.step}[/bold] of {name} 1\n{board}"), refresh=True)
         previous[0] = glimpse.answer
 
     with live if in_place else nullcontext():
-        solution = solver.begin(value, budget, watch=show).result()
+        solution = solver.begin(value, budget, starts=starts, watch=show).result()
     solver.close()
     if as_json:
         _write(solver, value, number, solution.steps, solution.tokens, solution.verified, start=solution.start)
         return
     outcome = "solved" if solution.verified else f"not solved, stopped by {solution.stopped_by}"
-    where = f"step {solution.steps} of chain {solution.start + 1}"
+    where = f"step {solution.steps} of {name} {solution.start + 1}"
     console.print(f"[bold]{where}[/bold], {outcome}, {solution.total_steps:,} steps in all, {solution.seconds:.2g} s")
     console.print(solver.task.render(solution.tokens, puzzle), soft_wrap=True)
 

@@ -27,10 +27,14 @@ __all__ = [
     "Linear",
     "MixerBlock",
     "SwiGLU",
+    "few_columns",
     "rms_norm",
     "swiglu_width",
     "truncated_normal_",
 ]
+
+COLUMNS = 16
+"""Of a product whose rows are rounded alike wherever they stand."""
 
 # The deviation of a standard normal that is cut at +-2: dividing by it makes the realised deviation the wanted one.
 _CUT_DEVIATION = 0.87962566103423978
@@ -52,6 +56,14 @@ def rms_norm(x: Tensor, eps: float, dim: int = -1) -> Tensor:
 def swiglu_width(size: int, expansion: float, multiple: int) -> int:
     """Inner width of a SwiGLU: two thirds of the expansion, so that its three matrices cost what two would."""
     return math.ceil(round(expansion * size * 2 / 3) / multiple) * multiple
+
+
+def few_columns(x: Tensor, weight: Tensor) -> Tensor:
+    """W x, [..., in] -> [..., out], for few outputs: in a product of few columns the place of a row may decide its
+    rounding, so this one has at least 16, the further ones of zeros.
+    """
+    count = len(weight)
+    return F.linear(x, F.pad(weight.to(x.dtype), (0, 0, 0, max(COLUMNS - count, 0))))[..., :count]
 
 
 class Linear(nn.Module):

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from loopwise.nn.layers import few_columns
 from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.candidates import CandidateReasoner
 from loopwise.reasoners.symbols import SymbolConfig
@@ -57,6 +58,7 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
     name: ClassVar[str] = "equivariant-looped"
     Config: ClassVar[type[ReasonerConfig]] = EquivariantLoopedConfig
     default_gradient: ClassVar[str] = "full-bptt"
+    round_rows: ClassVar[int] = 4  # hundreds of rows in each product, and none of few columns
 
     def __init__(self, config: EquivariantLoopedConfig, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype, generator("cpu", config.seed))
@@ -80,4 +82,4 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
 
     def readout(self, state: EquivariantLoopedState) -> Prediction:
         """The answer is read from z."""
-        return self.prediction(state.z, self.head(state.z).squeeze(-1))
+        return self.prediction(state.z, few_columns(state.z, self.head.weight).squeeze(-1))

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loopwise.errors import ConfigError
-from loopwise.nn.layers import Linear
+from loopwise.nn.layers import Linear, few_columns
 from loopwise.reasoners.base import GradientPolicy, ReasonerConfig, Recursion, State, detach
 from loopwise.reasoners.candidates import CandidateReasoner
 from loopwise.reasoners.symbols import SymbolConfig
@@ -43,8 +43,6 @@ __all__ = ["Lattice", "LatticeConfig", "LatticeState"]
 
 RULED_OUT = -20.0
 """What is added to the logit of a symbol that has been eliminated."""
-COLUMNS = 16
-"""Of the product that all heads share; what is beyond them is zero."""
 MANY = 2**20
 PRIME = 2**31 - 1
 
@@ -200,10 +198,9 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         return detach(new._replace(z=thought.z)), said._replace(logits=logits, own_loss=own_loss)
 
     def _opinion(self, z: Tensor) -> _Opinion:
-        """The heads, side by side in one product: in one of few columns the place of a row may decide its rounding."""
-        heads = torch.cat((self.head.weight, self.keep.weight, self.conflict.weight)).to(z.dtype)
-        read = F.linear(z, F.pad(heads, (0, 0, 0, COLUMNS - len(heads))))
-        symbols, keep, conflict = read[..., : len(heads)].unbind(-1)
+        """What the heads read, side by side in one product."""
+        heads = torch.cat((self.head.weight, self.keep.weight, self.conflict.weight))
+        symbols, keep, conflict = few_columns(z, heads).unbind(-1)
         return _Opinion(
             symbols=symbols.float(),
             keep=(keep + self.keep_bias.to(z.dtype)).float(),

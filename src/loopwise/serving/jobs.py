@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
+from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError, DeadlineError, PuzzleError
 from loopwise.serving.host import Host
 from loopwise.serving.problems import Problem
@@ -17,8 +18,8 @@ from loopwise.solving.budget_text import as_budget
 from loopwise.solving.budgets import Budget, Seconds, Steps
 from loopwise.solving.service import Answer
 from loopwise.solving.solution import Glimpse, Solution
-from loopwise.solving.starts import Starts, as_starts
-from loopwise.tasks.base import Task
+from loopwise.solving.solver import usual_starts
+from loopwise.solving.starts import Starts
 from loopwise.types import Json
 
 __all__ = ["Job", "Outcome", "Plan", "make_plan", "reason"]
@@ -49,14 +50,17 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
     puzzles = [request.puzzle] if request.puzzles is None else request.puzzles
     if len(puzzles) > settings.max_puzzles:
         raise Problem(413, "too-many", f"{len(puzzles)} puzzles are too many; send at most {settings.max_puzzles}")
-    count = min(solver.default_starts, settings.max_starts) if request.starts is None else request.starts
-    if count > settings.max_starts:
-        raise Problem(422, "option", f"starts is {count}; at most {settings.max_starts} are allowed here")
     try:
-        budget = solver.default_budget if request.budget is None else as_budget(request.budget)
-        starts = _make_starts(solver.task, count, request.select, request.seed, request.sigma_init, request.sigma_step)
+        noise = request.sigma_init, request.sigma_step
+        starts = _make_starts(solver.model, request.starts, request.select, request.seed, *noise, request.guess)
+        starts = solver.starts(starts)
+        if request.starts is None:
+            starts = replace(starts, count=min(starts.count, settings.max_starts))
+        budget = solver.usual_budget(starts) if request.budget is None else as_budget(request.budget)
     except ConfigError as error:
         raise Problem(422, "option", str(error)) from None
+    if starts.count > settings.max_starts:
+        raise Problem(422, "option", f"starts is {starts.count}; at most {settings.max_starts} are allowed here")
     budget = budget | Steps(settings.max_steps)
     if request.deadline is not None:
         budget = budget | Seconds(request.deadline)
@@ -64,9 +68,11 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
 
 
 @lru_cache(maxsize=256)
-def _make_starts(task: Task[Any], count: int, select: str, seed: int, sigma_init: float, sigma_step: float) -> Starts:
+def _make_starts(
+    model: Model, count: int | None, select: str, seed: int, sigma_init: float, sigma_step: float, guess: int | None
+) -> Starts:
     """The starts of a request. Kept, since to check options was measured to take a millisecond."""
-    starts = replace(as_starts(count, task), select=tuple(select.split(",")), seed=seed)
+    starts = replace(usual_starts(model, count, guess), select=tuple(select.split(",")), seed=seed)
     if sigma_init or sigma_step:
         starts = replace(starts, views=False, sigma_init=sigma_init, sigma_step=sigma_step)
     return starts

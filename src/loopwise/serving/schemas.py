@@ -43,14 +43,23 @@ class SolveRequest(BaseModel):
         "By default when the model halts, after as many steps as in training at most.",
     )
     starts: int | None = Field(
-        None, ge=1, description="Passes that a puzzle gets; the best is the answer. By default one, for a search 16."
+        None,
+        ge=1,
+        description="Passes that a puzzle gets; the best is the answer. By default 1, with guesses 4, for a search 8.",
     )
     sigma_init: float = Field(0.0, ge=0, le=100, description="Noise in the initial state of all starts but the first.")
     sigma_step: float = Field(0.0, ge=0, le=100, description="Noise before each step of all starts but the first.")
+    guess: int | None = Field(
+        None,
+        ge=0,
+        lt=2**31,
+        description="Steps after which a start without a right answer guesses a symbol; 0: never. "
+        "By default as the model usually does.",
+    )
     select: Annotated[str, Field(max_length=100)] = Field(
         "verified,q", description="How the best start is chosen: of verified, q, residual, vote, first."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Fixes the views and the noise of several starts.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Fixes views, noise and guesses of the starts.")
     deadline: float | None = Field(
         None,
         gt=0,

@@ -19,6 +19,7 @@ from torch import Tensor
 from loopwise.checkpoint import Model
 from loopwise.errors import DeadlineError
 from loopwise.solving.budgets import Budget, Progress
+from loopwise.solving.guessing import Guesses
 from loopwise.solving.lane import CANCELLED, Lane, Pass
 from loopwise.solving.noise import Noise
 from loopwise.types import Tokens
@@ -80,6 +81,7 @@ class Engine:
         *,
         check: Callable[[Tokens], bool | None] = lambda answer: None,
         noise: Noise | None = None,
+        guesses: Guesses | None = None,
         needs_residual: bool = False,
         watch: Callable[[Progress, Tensor], None] | None = None,
         arrival: float | None = None,
@@ -94,6 +96,7 @@ class Engine:
             arrival=self.clock() if arrival is None else arrival,
             number=self._submitted,
             noise=noise,
+            guesses=guesses,
             key=key,
             needs_residual=needs_residual or "residual" in needs,
             has_deadline="seconds" in needs,

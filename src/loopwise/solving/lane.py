@@ -21,6 +21,7 @@ from loopwise.checkpoint import Model
 from loopwise.errors import SolvingError
 from loopwise.reasoners.base import Reasoner, State
 from loopwise.solving.budgets import Budget, Progress
+from loopwise.solving.guessing import Guesses
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.types import Batch, Prediction, Tokens
 
@@ -34,7 +35,7 @@ class Pass:
     """One pass of a puzzle through the slots: what is asked, how far it is, and what came of it."""
 
     tokens: Tokens
-    """The puzzle [L], as the network sees it."""
+    """The puzzle [L], as the network sees it but for a guess."""
     budget: Budget
     progress: Progress
     arrival: float
@@ -42,6 +43,7 @@ class Pass:
     number: int
     """Place in the order of submission."""
     noise: Noise | None
+    guesses: Guesses | None
     key: Any
     """What the submitter knows it by."""
     needs_residual: bool
@@ -54,6 +56,8 @@ class Pass:
     """
     most_steps: float = math.inf
     """It is cancelled after so many steps, where its budget has not stopped it until then."""
+    seen: Tokens | None = None
+    """The puzzle with the guess that stands in it; None before the first."""
     slot: int | None = None
     """Where it is; None while it waits and when it has ended."""
     stopped_by: str = ""
@@ -127,7 +131,20 @@ class Lane:
                 self.release(work)
                 ended.append(work)
         self._clear([slot for slot, _ in seated if not finite[slot]])
+        self._guess([(slot, work) for slot, work in seated if work.guesses and not work.stopped_by], prediction.logits)
         return ended
+
+    def _guess(self, seated: Sequence[tuple[int, Pass]], logits: Tensor) -> None:
+        """Write a guess into the puzzles of those passes whose turn it is, by the logits [B, L, V] of all slots."""
+        guessed: dict[int, Tokens] = {}
+        for slot, work in seated:
+            assert work.guesses
+            step = work.progress.steps
+            if step % work.guesses.every == 0 and work.progress.verified is not True:  # what is accepted is kept
+                scores = logits[slot].float().cpu().numpy()
+                guessed[slot] = work.seen = work.guesses.guess(work.tokens, scores, self.model.reasoner.spec, step)
+        if guessed:
+            self._put(torch.tensor([*guessed], device=logits.device), np.stack([*guessed.values()]))
 
     def _clear(self, slots: list[int]) -> None:
         """Put an empty puzzle into idle slots: a search would go on for a row that is not finite."""
@@ -142,9 +159,13 @@ class Lane:
         fresh = add_noise(fresh, [(i, noise, 0) for i, noise in enumerate(noises) if noise])
         # Copies, since a reasoner may hand out a state that shares memory with other tensors.
         self.state = type(fresh)(*(old.index_copy(0, rows, new) for old, new in zip(self.state, fresh, strict=True)))
-        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(device)
-        self.batch = self.batch._replace(inputs=self.batch.inputs.index_copy(0, rows, inputs))
+        self._put(rows, tokens)
         self.answers[slots] = -1  # no answer, so that the first one counts as a change
+
+    def _put(self, rows: Tensor, tokens: Tokens) -> None:
+        """Let the network see puzzles [n, L] in n slots."""
+        inputs = torch.as_tensor(tokens, dtype=torch.int64).to(rows.device)
+        self.batch = self.batch._replace(inputs=self.batch.inputs.index_copy(0, rows, inputs))
 
 
 def _show(work: Pass, logits: Tensor) -> None:

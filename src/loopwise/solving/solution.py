@@ -63,7 +63,9 @@ class Solution:
     first_step: float = 0.0
     """Seconds from the puzzle's arrival to the end of the first step of its single pass."""
     single: Solution | SolvingError | None = None
-    """With several starts, what the single pass alone has come to; None for a search, which has no single pass."""
+    """With several starts, what the single pass alone has come to; None for a search and with guesses, where no start
+    is one.
+    """
 
 
 class Request:
@@ -100,6 +102,7 @@ class Request:
                 budget,
                 check=partial(_check, checker, puzzle, inverse),
                 noise=starts.noise(start),
+                guesses=starts.guesses(start),
                 needs_residual="residual" in starts.select or watch is not None,
                 watch=None if watch is None else partial(_show, watch, start, inverse),
                 arrival=self._arrival,

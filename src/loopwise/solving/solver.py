@@ -35,7 +35,7 @@ from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import Batch, Json, Prediction, Tokens
 
-__all__ = ["NOT_YET", "SEARCH_STARTS", "WINDOW", "Budgets", "Solver", "Step"]
+__all__ = ["GUESS_STARTS", "NOT_YET", "SEARCH_STARTS", "WINDOW", "Budgets", "Solver", "Step", "usual_starts"]
 
 WINDOW = 16
 """How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
@@ -48,6 +48,11 @@ SEARCH_STEPS = 1000
 SEARCH_STARTS = 8
 """Chains of a search that run side by side, unless a caller says otherwise. Until they guess they differ little, so
 that many are a waste; 2 to 7 cost as much (Lattice.round_rows), and one leaves a core idle.
+"""
+
+GUESS_STARTS = 4
+"""Starts that guess side by side, unless a caller says otherwise. Until they guess they do the same, so that many are a
+waste; few leave a core idle.
 """
 
 NOT_YET: Final = object()
@@ -98,9 +103,8 @@ class Solver:
                 Lane(model, slots, self.reasoner.spec.length, self.device).advance(time.monotonic)
         self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
-        usual = Halted() | Steps(self.trained_steps)
-        self.default_budget: Budget = Verified() | Steps(SEARCH_STEPS) if self.reasoner.search else usual
-        self.default_starts = SEARCH_STARTS if self.reasoner.search else 1
+        usual = usual_starts(model)
+        self.default_budget, self.default_starts = self.usual_budget(usual), usual.count
         self.checker = Checker(model.task)
         self.step_flops = cache(partial(_step_flops, model))
         """FLOPs of a supervision step of a puzzle of that length."""
@@ -161,7 +165,8 @@ class Solver:
         `budget` says when a puzzle stops: a number of steps (more than in training are allowed), a text such as
         `halted|steps=64`, a `Budget`, or as many of these as there are puzzles. By default it stops when the model
         halts, after as many steps as in training at most. With several `starts` the best of as many passes is chosen.
-        A search stops when the rules accept, after 1,000 steps at most, and has 8 starts unless told otherwise.
+        A search stops when the rules accept, after 1,000 steps at most, and has 8 starts unless told otherwise. With
+        `Starts(guess=n)` any model searches, if its task has symbols that can be guessed; some models usually do.
         """
         kept: dict[int, Solution | LoopwiseError] = {}
         following = 0
@@ -201,11 +206,12 @@ class Solver:
         raises, that start is shown no more.
         """
         tokens = self.read(puzzle)
+        chosen = self.starts(starts)
         arguments = (
             tokens,
             partial(_write, self.task, puzzle),
-            self.default_budget if budget is None else as_budget(budget),
-            self._starts(starts),
+            self.usual_budget(chosen) if budget is None else as_budget(budget),
+            chosen,
             self.checker,
         )
         service = self._running()
@@ -213,6 +219,21 @@ class Solver:
         return service.submit(
             lambda future: Request(service.engine, *arguments, key=future, arrival=arrival, watch=watch)
         )
+
+    def starts(self, starts: int | Starts | None) -> Starts:
+        """The starts that a puzzle gets, from what the caller says of them: a number of them guess as the model usually
+        does. Raises ConfigError.
+        """
+        chosen = as_starts(starts, self.task) if isinstance(starts, Starts) else usual_starts(self.model, starts)
+        if chosen.guess and self.reasoner.search:
+            raise ConfigError(f"{self.reasoner.name} guesses by itself; leave guess away")
+        return replace(chosen, single=False) if self.reasoner.search or chosen.guess else chosen
+
+    def usual_budget(self, starts: Starts) -> Budget:
+        """When a puzzle stops unless told otherwise: a search where the rules accept, else where the model halts."""
+        if self.reasoner.search or starts.guess:
+            return Verified() | Steps(SEARCH_STEPS)
+        return Halted() | Steps(self.trained_steps)
 
     @property
     def load(self) -> tuple[int, int, int]:
@@ -312,8 +333,8 @@ class Solver:
     ) -> Iterator[tuple[int, Solution | LoopwiseError]]:
         """Put puzzles through an engine of their own; `held` tells how many results the caller has not passed on."""
         engine = self.engine()
-        budgets = self._budgets(budget)
-        chosen = self._starts(starts)
+        chosen = self.starts(starts)
+        budgets = self._budgets(self.usual_budget(chosen) if budget is None else budget)
         source, numbers, end = iter(puzzles), count(), object()
         pending: dict[int, Request] = {}
         more = True
@@ -335,20 +356,13 @@ class Solver:
                 if pending[work.key].ended(work):
                     yield work.key, pending.pop(work.key).result()
 
-    def _budgets(self, budget: Budgets) -> Iterator[Budget]:
+    def _budgets(self, budget: BudgetLike | Iterable[BudgetLike]) -> Iterator[Budget]:
         """The budget of each puzzle."""
-        if budget is None:
-            yield from repeat(self.default_budget)
-        elif isinstance(budget, str | Budget) or not isinstance(budget, Iterable):
+        if isinstance(budget, str | Budget) or not isinstance(budget, Iterable):
             yield from repeat(as_budget(budget))
         else:
             yield from map(as_budget, budget)
             raise ConfigError("there are more puzzles than budgets; give one for each")
-
-    def _starts(self, starts: int | Starts | None) -> Starts:
-        """The starts of a puzzle."""
-        chosen = as_starts(self.default_starts if starts is None else starts, self.task)
-        return replace(chosen, single=False) if self.reasoner.search else chosen
 
     def _running(self) -> Service:
         """The service of `submit`, started where there is none."""
@@ -359,6 +373,14 @@ class Solver:
                 # Also when nobody holds the solver any more, and when the program ends.
                 self._end_service = weakref.finalize(self, self._service.close)
             return self._service
+
+
+def usual_starts(model: Model, count: int | None = None, guess: int | None = None) -> Starts:
+    """So many starts of a model, with a guess after so many steps; None is what is usual. Raises ConfigError."""
+    guess = model.guess if guess is None else guess
+    if count is None:
+        count = SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
+    return as_starts(replace(as_starts(count, model.task), guess=guess), model.task)
 
 
 def _step_flops(model: Model, length: int) -> int:

@@ -1,7 +1,7 @@
 """Several starts for one puzzle: noise, and the task's symmetries as other views of it; and the choice among them.
 
 Start 0 is always the single pass, without noise or view, so that more starts never lose an answer that the rules
-accept.
+accept. Where starts guess it is one until its first guess.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from loopwise.config import check
 from loopwise.errors import ConfigError
+from loopwise.solving.guessing import Guesses, guessable
 from loopwise.solving.noise import Noise
 from loopwise.tasks.base import Inverse, Task, identity
 from loopwise.types import IGNORE_LABEL, Tokens
@@ -38,8 +39,12 @@ class Starts:
     """Let that noise replace the model's own initial state, instead of being added to it."""
     sigma_step: float = 0.0
     """Standard deviation of noise that is added to the state before each step."""
+    guess: int = 0
+    """Steps after which a start whose answer the rules do not accept guesses a symbol, and after as many another in its
+    place (solving/guessing.py); 0: never.
+    """
     seed: int = 0
-    """Fixes views and noise."""
+    """Fixes views, noise and guesses."""
     select: tuple[str, ...] = ("verified", "q")
     """How one is chosen, each rule deciding where those before it are at a tie: verified, q, residual, vote, first.
 
@@ -56,12 +61,12 @@ class Starts:
         check(self)
         if self.count < 1:
             raise ConfigError(f"the number of starts must be at least 1, not {self.count}")
-        if min(self.sigma_init, self.sigma_step, self.seed) < 0:
-            raise ConfigError("sigma_init, sigma_step and seed must be at least 0")
+        if min(self.sigma_init, self.sigma_step, self.guess, self.seed) < 0:
+            raise ConfigError("sigma_init, sigma_step, guess and seed must be at least 0")
         if self.random_init and not self.sigma_init:
             raise ConfigError("random_init needs sigma_init, the size of the random initial state")
-        if self.count > 1 and not (self.views or self.sigma_init or self.sigma_step):
-            raise ConfigError("all starts would be the same; give one of views, sigma_init and sigma_step")
+        if self.count > 1 and not (self.views or self.sigma_init or self.sigma_step or self.guess):
+            raise ConfigError("all starts would be the same; give one of views, sigma_init, sigma_step and guess")
         unknown = [name for name in self.select if name not in SELECTORS]
         if unknown or not self.select:
             named = f"there is no {unknown[0]!r} to select by" if unknown else "there is nothing to select by"
@@ -79,6 +84,10 @@ class Starts:
             sigma_step=self.sigma_step,
         )
 
+    def guesses(self, start: int) -> Guesses | None:
+        """The guesses of a start."""
+        return Guesses(every=self.guess, seed=self.seed, start=start) if self.guess else None
+
     def view(self, task: Task[Any], puzzle: Tokens, start: int) -> tuple[Tokens, Inverse]:
         """The puzzle [L] as a start sees it, and the way back for its answer."""
         if start == 0 or not self.views:
@@ -91,9 +100,13 @@ class Starts:
 def as_starts(value: int | Starts, task: Task[Any]) -> Starts:
     """The starts of a task. A number means views where the task has symmetries, noisy initial states where it has none.
 
-    Raises ConfigError where views are asked of a task without symmetries.
+    Raises ConfigError where views are asked of a task without symmetries, or guesses of one that has nothing to guess.
     """
     if isinstance(value, Starts):
+        if value.guess and not guessable(task.spec):
+            raise ConfigError(
+                f"{task.name} has no interchangeable symbols that can be clues, so there is nothing to guess"
+            )
         if value.views and not task.symmetric:
             raise ConfigError(f"{task.name} has no symmetries to take views by; use sigma_init or sigma_step")
         return value
