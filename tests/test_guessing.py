@@ -15,6 +15,7 @@ from loopwise.solving.guessing import Guesses, guessable
 from loopwise.solving.lane import Lane
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
+from loopwise.solving.usual import usual_budget
 from loopwise.storage import read_json, write_json
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 
@@ -147,8 +148,8 @@ def test_guesses_come_to_the_same_in_any_company(starts, trained):
 def test_who_guesses_stops_when_the_rules_accept():
     """Without a budget, guesses go on until the rules accept: their usual budget is that of a search."""
     solver = loopwise.load("sudoku-6x6", slots=4)
-    assert str(solver.usual_budget(Starts(guess=2))) == "verified|steps=1000"
-    assert solver.usual_budget(Starts()) == solver.default_budget
+    assert str(usual_budget(solver.model, Starts(guess=2))) == "verified|steps=1000"
+    assert usual_budget(solver.model, Starts()) == solver.default_budget
     (solution,) = solver.solve(puzzles_of(solver, 1), starts=Starts(guess=2))
     assert solution.stopped_by == "verified"
 

@@ -24,8 +24,9 @@ from loopwise.errors import ConfigError
 from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
-from loopwise.solving.solver import GUESS_STARTS, SEARCH_STARTS, Solver
+from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
+from loopwise.solving.usual import GUESS_STARTS, SEARCH_STARTS, usual_budget
 from loopwise.types import SPLITS, Examples, Json, Split
 
 __all__ = ["main"]
@@ -197,7 +198,7 @@ def _scores(solver: Solver, data: Examples, args: Any, record: dict[str, Json]) 
 
 def _answers(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, record: dict[str, Json]) -> None:
     """Score answers under a budget."""
-    budget = as_budget(args.budget) if args.budget else solver.usual_budget(starts[0])
+    budget = as_budget(args.budget) if args.budget else usual_budget(solver.model, starts[0])
     with Progress() as progress, _opened(args.answers) as file:
         answers = [evaluate_answers(solver, data, budget, each, _teller(progress, file, each)) for each in starts]
     if args.json:

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from loopwise.checkpoint import WEIGHTS, load_model
 from loopwise.cli.parsing import arguments_class, parse
 from loopwise.models import shipped
-from loopwise.solving.solver import GUESS_STARTS, SEARCH_STARTS
+from loopwise.solving.usual import GUESS_STARTS, SEARCH_STARTS
 
 __all__ = ["main"]
 

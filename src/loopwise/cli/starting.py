@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 
 from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError
-from loopwise.solving.solver import usual_starts
 from loopwise.solving.starts import Starts
+from loopwise.solving.usual import usual_starts
 
 __all__ = ["StartOptions"]
 

@@ -18,6 +18,7 @@ from loopwise.solving.budgets import Budget, Verified
 from loopwise.solving.solution import Glimpse
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
+from loopwise.solving.usual import usual_budget
 from loopwise.types import Json, Tokens
 
 __all__ = ["show_steps"]
@@ -35,7 +36,7 @@ def show_steps(
     By default it ends where the model halts, and where the puzzle is solved. Raises PuzzleError and SolvingError.
     """
     chosen = solver.starts(starts)
-    budget = Verified() | solver.usual_budget(chosen) if budget is None else budget
+    budget = Verified() | usual_budget(solver.model, chosen) if budget is None else budget
     puzzle = solver.read(value)
     console = Console(highlight=False)
     if not as_json:

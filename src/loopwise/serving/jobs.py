@@ -18,8 +18,8 @@ from loopwise.solving.budget_text import as_budget
 from loopwise.solving.budgets import Budget, Seconds, Steps
 from loopwise.solving.service import Answer
 from loopwise.solving.solution import Glimpse, Solution
-from loopwise.solving.solver import usual_starts
 from loopwise.solving.starts import Starts
+from loopwise.solving.usual import usual_budget, usual_starts
 from loopwise.types import Json
 
 __all__ = ["Job", "Outcome", "Plan", "make_plan", "reason"]
@@ -56,7 +56,7 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
         starts = solver.starts(starts)
         if request.starts is None:
             starts = replace(starts, count=min(starts.count, settings.max_starts))
-        budget = solver.usual_budget(starts) if request.budget is None else as_budget(request.budget)
+        budget = usual_budget(solver.model, starts) if request.budget is None else as_budget(request.budget)
     except ConfigError as error:
         raise Problem(422, "option", str(error)) from None
     if starts.count > settings.max_starts:

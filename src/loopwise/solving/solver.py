@@ -24,35 +24,23 @@ from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
 from loopwise.runtime import resolve_device
 from loopwise.solving.budget_text import BudgetLike, as_budget
-from loopwise.solving.budgets import Budget, Halted, Steps, Verified
+from loopwise.solving.budgets import Budget, Steps
 from loopwise.solving.checking import Checker
 from loopwise.solving.engine import Engine
 from loopwise.solving.lane import Lane, computed_rows, read_prediction
 from loopwise.solving.service import Answer, Service
 from loopwise.solving.solution import Glimpse, Request, Solution
 from loopwise.solving.starts import Starts, as_starts
+from loopwise.solving.usual import usual_budget, usual_starts
 from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import Batch, Json, Prediction, Tokens
 
-__all__ = ["GUESS_STARTS", "NOT_YET", "SEARCH_STARTS", "WINDOW", "Budgets", "Solver", "Step", "usual_starts"]
+__all__ = ["NOT_YET", "WINDOW", "Budgets", "Solver", "Step"]
 
 WINDOW = 16
 """How many slot-fulls of a stream may be on their way; bounds the memory. More than one where puzzles have several
 lengths, which need slots of their own, or where the answer that comes next takes long.
-"""
-
-SEARCH_STEPS = 1000
-"""Steps after which a start of a search is given up, unless its budget says otherwise."""
-
-SEARCH_STARTS = 8
-"""Chains of a search that run side by side, unless a caller says otherwise. Until they guess they differ little, so
-that many are a waste; 2 to 7 cost as much (Lattice.round_rows), and one leaves a core idle.
-"""
-
-GUESS_STARTS = 4
-"""Starts that guess side by side, unless a caller says otherwise. Until they guess they do the same, so that many are a
-waste; few leave a core idle.
 """
 
 NOT_YET: Final = object()
@@ -104,7 +92,7 @@ class Solver:
         self.model = model
         self.trained_steps = int(model.halting.config.max_steps)
         usual = usual_starts(model)
-        self.default_budget, self.default_starts = self.usual_budget(usual), usual.count
+        self.default_budget, self.default_starts = usual_budget(model, usual), usual.count
         self.checker = Checker(model.task)
         self.step_flops = cache(partial(_step_flops, model))
         """FLOPs of a supervision step of a puzzle of that length."""
@@ -210,7 +198,7 @@ class Solver:
         arguments = (
             tokens,
             partial(_write, self.task, puzzle),
-            self.usual_budget(chosen) if budget is None else as_budget(budget),
+            usual_budget(self.model, chosen) if budget is None else as_budget(budget),
             chosen,
             self.checker,
         )
@@ -228,12 +216,6 @@ class Solver:
         if chosen.guess and self.reasoner.search:
             raise ConfigError(f"{self.reasoner.name} guesses by itself; leave guess away")
         return replace(chosen, single=False) if self.reasoner.search or chosen.guess else chosen
-
-    def usual_budget(self, starts: Starts) -> Budget:
-        """When a puzzle stops unless told otherwise: a search where the rules accept, else where the model halts."""
-        if self.reasoner.search or starts.guess:
-            return Verified() | Steps(SEARCH_STEPS)
-        return Halted() | Steps(self.trained_steps)
 
     @property
     def load(self) -> tuple[int, int, int]:
@@ -334,7 +316,7 @@ class Solver:
         """Put puzzles through an engine of their own; `held` tells how many results the caller has not passed on."""
         engine = self.engine()
         chosen = self.starts(starts)
-        budgets = self._budgets(self.usual_budget(chosen) if budget is None else budget)
+        budgets = self._budgets(usual_budget(self.model, chosen) if budget is None else budget)
         source, numbers, end = iter(puzzles), count(), object()
         pending: dict[int, Request] = {}
         more = True
@@ -373,14 +355,6 @@ class Solver:
                 # Also when nobody holds the solver any more, and when the program ends.
                 self._end_service = weakref.finalize(self, self._service.close)
             return self._service
-
-
-def usual_starts(model: Model, count: int | None = None, guess: int | None = None) -> Starts:
-    """So many starts of a model, with a guess after so many steps; None is what is usual. Raises ConfigError."""
-    guess = model.guess if guess is None else guess
-    if count is None:
-        count = SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
-    return as_starts(replace(as_starts(count, model.task), guess=guess), model.task)
 
 
 def _step_flops(model: Model, length: int) -> int:

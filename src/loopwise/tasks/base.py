@@ -83,7 +83,7 @@ class Task(ABC, Generic[C]):
         return inputs, labels, identity
 
     def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
-        """Draw a shorter training puzzle [L], padded behind, from a longer one, and its labels; or leave it as it is.
+        """Draw an easier training puzzle [L] from one, such as a shorter one, padded behind, and its labels.
 
         A curriculum, for tasks that have one. Unlike `augment` it has no way back, and only training uses it.
         """

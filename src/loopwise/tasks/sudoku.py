@@ -50,12 +50,16 @@ class SudokuConfig(TaskConfig):
     """CSV (.gz too) with columns question,answer to test on; empty: generated, 9x9 far easier than Sudoku-Extreme."""
     extreme: int = 0
     """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 50 a second."""
+    reveal: int = 0
+    """In training, up to so many digits of the answer, a new number at each drawing of a puzzle, stand in it as further
+    clues: from few puzzles come many, easy ones among them.
+    """
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
         Board.parse(self.box)
-        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("extreme", 0), ("seed", 0)):
+        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("extreme", 0), ("reveal", 0), ("seed", 0)):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ConfigError(f"sudoku: {option} is {value}, must be at least {least}")
@@ -127,6 +131,16 @@ class Sudoku(Task[SudokuConfig]):
             return original
 
         return table[inputs[cells]], new_labels, inverse
+
+    def shorten(self, inputs: Tokens, labels: Tokens, rng: np.random.Generator) -> tuple[Tokens, Tokens]:
+        """Reveal some digits of the answer: any number up to `reveal`, each as likely, anywhere."""
+        if not self.config.reveal:
+            return inputs, labels
+        blanks = np.flatnonzero((inputs == BLANK) & (labels > BLANK))
+        shown = rng.permutation(blanks)[: rng.integers(self.config.reveal + 1)]
+        easier = inputs.copy()
+        easier[shown] = labels[shown]
+        return easier, labels
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool:
         """Whether `answer` [L] is a solved board that has the givens of `inputs` [L]."""

@@ -1,0 +1,39 @@
+"""What a puzzle gets unless the caller says otherwise: how many starts, whether they guess, and when it stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loopwise.checkpoint import Model
+from loopwise.solving.budgets import Budget, Halted, Steps, Verified
+from loopwise.solving.starts import Starts, as_starts
+
+__all__ = ["GUESS_STARTS", "SEARCH_STARTS", "usual_budget", "usual_starts"]
+
+SEARCH_STEPS = 1000
+"""Steps after which a start of a search is given up, unless its budget says otherwise."""
+
+SEARCH_STARTS = 8
+"""Chains of a search that run side by side, unless a caller says otherwise. Until they guess they differ little, so
+that many are a waste; 2 to 7 cost as much (Lattice.round_rows), and one leaves a core idle.
+"""
+
+GUESS_STARTS = 4
+"""Starts that guess side by side, unless a caller says otherwise. Until they guess they do the same, so that many are a
+waste; few leave a core idle.
+"""
+
+
+def usual_starts(model: Model, count: int | None = None, guess: int | None = None) -> Starts:
+    """So many starts of a model, with a guess after so many steps; None is what is usual. Raises ConfigError."""
+    guess = model.guess if guess is None else guess
+    if count is None:
+        count = SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
+    return as_starts(replace(as_starts(count, model.task), guess=guess), model.task)
+
+
+def usual_budget(model: Model, starts: Starts) -> Budget:
+    """A search stops where the rules accept, all else where the model halts, after as many steps as in training."""
+    if model.reasoner.search or starts.guess:
+        return Verified() | Steps(SEARCH_STEPS)
+    return Halted() | Steps(int(model.halting.config.max_steps))
