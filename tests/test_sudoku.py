@@ -134,6 +134,29 @@ def test_augment_without_a_solution_makes_no_splits():
     np.testing.assert_array_equal(inverse(new_inputs), inputs)
 
 
+def test_training_may_reveal_digits_of_the_answer():
+    """With `reveal` a training puzzle shows 0 to as many digits of its answer beside its clues, each number as often,
+    at any blank; never more than there are blanks. Without it, and in its labels, nothing changes.
+    """
+    inputs, labels = np.array([2, *[1] * 15], np.int32), np.arange(16, dtype=np.int32) % 4 + 2
+    task, rng = Sudoku(SudokuConfig(box="2x2", reveal=3)), np.random.default_rng(0)
+    numbers, places = np.zeros(4), np.zeros(16)
+    for _ in range(2000):
+        easier, same = task.shorten(inputs, labels, rng)
+        shown = np.flatnonzero(easier != inputs)
+        assert (easier[shown] == labels[shown]).all()
+        assert same.tolist() == labels.tolist()
+        numbers[len(shown)] += 1
+        places[shown] += 1
+    assert inputs.tolist() == [2, *[1] * 15]
+    assert np.abs(numbers / 2000 - 1 / 4).max() < 0.04
+    assert np.abs(places[1:] / places.sum() - 1 / 15).max() < 0.02
+    few = np.where(np.arange(16) < 15, labels, 1)
+    counts = [(task.shorten(few, labels, rng)[0] != few).sum() for _ in range(50)]
+    assert set(counts) == {0, 1}
+    assert Sudoku(SudokuConfig(box="2x2")).shorten(inputs, labels, rng)[0] is inputs
+
+
 @pytest.mark.parametrize("box", ["2x2", "2x3", "3x3"])
 def test_verify_accepts_only_the_answer(tasks, data, box):
     """The answer is right; with any one cell changed to anything else it is wrong; so is the puzzle itself."""
@@ -382,7 +405,7 @@ def test_too_much_asked_for_is_refused():
 
 def test_senseless_options_are_refused():
     """Options that make no sense are refused when the configuration is made."""
-    for options in ({"box": "3"}, {"train": 0}, {"validation": -1}, {"test": -1}, {"seed": -1}):
+    for options in ({"box": "3"}, {"train": 0}, {"validation": -1}, {"test": -1}, {"reveal": -1}, {"seed": -1}):
         with pytest.raises(ConfigError):
             SudokuConfig(**options)
 
