@@ -11,7 +11,7 @@ import loopwise
 from loopwise.data import cache
 from loopwise.errors import CheckpointError, ConfigError
 from loopwise.solving.budgets import Steps
-from loopwise.solving.guessing import Guesses, guessable
+from loopwise.solving.guessing import Guesses
 from loopwise.solving.lane import Lane
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
@@ -193,7 +193,7 @@ def test_a_model_may_guess_unless_told_otherwise(terminal, trained, tmp_path):
 
 def test_what_cannot_guess_is_refused(sorter):
     """Guesses want symbols that are interchangeable and can be clues, and a model that does not guess by itself."""
-    assert guessable(SPEC) == DIGITS
+    assert SPEC.guessable == DIGITS
     with pytest.raises(ConfigError, match="nothing to guess"):
         loopwise.load(sorter).solve(["1 2 3 4 5 6"], starts=Starts(guess=1))
     with pytest.raises(ConfigError, match="lattice guesses by itself"):
@@ -221,6 +221,9 @@ def test_the_commands_guess(terminal, trained):
     out = terminal.works("eval", trained, "--limit", "4", *options)
     assert "a guess every 3 steps" in out
     assert "single" not in out.split("Exact:")[0]
+    for guess in ("0", "3"):
+        of_several = ("--starts", "1,2", "--select", "vote", "--seed", "3", "--budget", "2", "--guess", guess)
+        terminal.works("eval", trained, "--limit", "2", *of_several)
     several = terminal.records("eval", trained, "--json", "--limit", "4", *options, "--starts", "2,1")[0]["answers"]
     assert [each["starts"] for each in several] == [1, 2]
 
@@ -241,7 +244,7 @@ def test_the_commands_guess(terminal, trained):
     ("command", "says"),
     [
         ("eval --guess 2 --curve", "leave --guess away"),
-        ("eval --guess 2 --max-steps 4", "leave --budget"),
+        ("eval --guess 2 --max-steps 4", "leave budget"),
         ("eval --guess -1 --budget 3", "at least 0"),
         ("solve --guess 2 --starts 1 --sigma-init 1 --sample 0", "several starts"),
     ],

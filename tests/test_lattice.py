@@ -14,12 +14,14 @@ from loopwise.cli.thinking import show_steps
 from loopwise.data import cache
 from loopwise.errors import ConfigError
 from loopwise.evaluation import evaluate
+from loopwise.reasoners.equivariant_looped import EquivariantLooped, EquivariantLoopedConfig
 from loopwise.reasoners.gradients import FullBPTT
 from loopwise.reasoners.halting import AdaptiveComputationTime, Correctness, HaltingConfig
 from loopwise.reasoners.lattice import Lattice, LatticeConfig
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.noise import Noise, add_noise
 from loopwise.solving.solver import Solver
+from loopwise.tasks.sorting import Sorting, SortingConfig
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.types import Batch
 
@@ -353,6 +355,23 @@ def test_few_rows_are_rounded_alike(name, rows, threads):
                         assert torch.equal(tensor, known)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("task", [TASK, Sorting(SortingConfig(n=9))], ids=["2x2", "without groups"])
+@torch.inference_mode()
+def test_four_rows_of_small_puzzles_are_rounded_alike(task):
+    """Of 4x4 boards, and where no groups are, four rows of `equivariant-looped` are rounded alike too."""
+    reasoner = EquivariantLooped(EquivariantLoopedConfig(hidden_size=32, cycles=4), task.spec).eval()
+    model = Model(task=task, reasoner=reasoner, gradient=FullBPTT(), halting=Correctness())
+    rng, seen = torch.Generator().manual_seed(1), {}
+    inputs = torch.randint(1, task.spec.vocab_size, (12, task.spec.length), generator=rng)
+    for _ in range(20):
+        chosen = torch.randperm(12, generator=rng)[: reasoner.round_rows]
+        state, said, _ = model.step(reasoner.init_state(*inputs[chosen].shape), Batch.unlabelled(inputs[chosen]))
+        for place, number in enumerate(chosen.tolist()):
+            made = (state.z[place], said.logits[place], said.halt_logits[place])
+            for tensor, known in zip(made, seen.setdefault(number, made), strict=True):
+                assert torch.equal(tensor, known)
 
 
 @torch.no_grad()

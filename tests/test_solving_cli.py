@@ -370,6 +370,7 @@ def test_a_curve_has_tables_numbers_and_a_picture(terminal, trained, tmp_path):
         ("--budget 4 --sigma-init 1", "add --starts"),
         ("--budget 4 --max-steps 1,2", "--max-steps"),
         ("--starts 2 --max-steps 1,2", "--curve"),
+        ("--budget 4 --starts 1 --seed 3", "add --starts"),
         ("--curve --max-steps 0", "at least 1"),
         ("--budget 4 --out there", "add --curve"),
         ("--answers there", "add --budget"),

@@ -69,6 +69,13 @@ class Model:
     guess: int = 0
     """Steps after which it guesses in solving (`Starts.guess`) unless told otherwise; 0: never."""
 
+    def __post_init__(self) -> None:
+        """Refuse guesses that cannot be made."""
+        if type(self.guess) is not int or self.guess < 0:
+            raise ConfigError(f"guess is a whole number from 0, not {self.guess!r}")
+        if self.guess and (self.reasoner.search or not self.task.spec.guessable):
+            raise ConfigError(f"{self.reasoner.name} on {self.task.name} cannot guess; leave guess at 0")
+
     def step(self, state: State, batch: Batch) -> Advance:
         """One supervision step."""
         return self.halting.step(self.reasoner, state, batch, self.gradient)
@@ -144,7 +151,7 @@ def read_model(folder: Path, *, trust: bool) -> tuple[Model, dict[str, Json]]:
             reasoner=reasoner(config, task.spec, DTYPES[data["reasoner"]["dtype"]]),
             gradient=gradient(policy),
             halting=halting(halts),
-            guess=_whole(data.get("solving", {"guess": 0})["guess"]),  # the first format had none
+            guess=data.get("solving", {"guess": 0})["guess"],  # the first format had none
         )
         return model, data["training"]
 
@@ -197,12 +204,6 @@ def load_model(folder: Path, *, trust: bool = False) -> tuple[Model, dict[str, J
 
 def _config_id(folder: Path) -> str:
     return json_digest(read_json(folder / CONFIG))
-
-
-def _whole(value: Json) -> int:
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"guess is a whole number from 0, not {value!r}")
-    return value
 
 
 def _plugin(part: Any) -> dict[str, Json]:

@@ -61,7 +61,8 @@ def _protocol(model: Model) -> str:
         return (
             "Search by the averaged weights, one start: steps guess, and start again, until the rules accept an answer"
         )
-    return "One pass of the averaged weights, no augmentation, no votes, no search"
+    search = "no search (solving guesses, unless told `--guess 0`)" if model.guess else "no search"
+    return f"One pass of the averaged weights, no augmentation, no votes, {search}"
 
 
 def _scores(scores: dict[str, Json], protocol: str) -> list[str]:

@@ -82,6 +82,11 @@ class TaskSpec:
         """L, the number of positions."""
         return int(np.prod(self.shape))
 
+    @property
+    def guessable(self) -> list[int]:
+        """The tokens that a search can write into a puzzle: those that can be clues, and of which none is special."""
+        return sorted(set(self.interchangeable) & set(self.givens))
+
 
 class Batch(NamedTuple):
     """The puzzles that sit in the slots."""

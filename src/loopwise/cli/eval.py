@@ -42,7 +42,7 @@ the reasoner that need no other weights, such as its cycles.
   loopwise eval runs/six --max-steps 1,2,4,8,16,32 --json
   loopwise eval runs/six --budget "verified|halted|steps=64" --starts 1,8
   loopwise eval runs/six --budget "verified|steps=64" --answers six.jsonl
-  loopwise eval runs/six --guess 4 --budget "verified|seconds=5" --slots 1
+  loopwise eval runs/six --guess 4 --budget "verified|seconds=5" --slots 4
   loopwise eval runs/six --curve --out curves/six
   loopwise eval runs/sorting --task.n 24
   loopwise eval runs/sorting --reasoner.H-cycles 3
@@ -145,7 +145,9 @@ def _check(args: Any) -> None:
     elif args.out != OUT:
         raise ConfigError("--out is where --curve writes to; add --curve")
     elif args.max_steps and (args.budget or args.starts or args.guess):
-        raise ConfigError("--max-steps scores fixed numbers of steps; leave --budget and --starts away, or add --curve")
+        raise ConfigError(
+            "--max-steps scores fixed numbers of steps; leave budget, starts and guess away, or add --curve"
+        )
 
 
 def _opened(file: str) -> contextlib.AbstractContextManager[IO[str] | None]:
@@ -172,15 +174,13 @@ def _teller(progress: Progress, file: IO[str] | None, starts: Starts) -> Callabl
 
 def _starts(args: Any, solver: Solver) -> list[Starts]:
     """What to score under a budget, in front the single pass of what is no search; nothing without a budget."""
-    guess = 0 if args.curve else None
     if not (args.starts or args.budget or args.guess or args.curve):
-        args.starts_of(1, solver.model)  # refuses options that would have no effect
+        args.refuse_idle(Starts())
         return []
-    if args.starts or args.curve:
-        counts = sorted(set(parse_counts(args.starts or CURVE_STARTS, "starts")))
-        chosen = [args.starts_of(count, solver.model, guess) for count in counts]
-    else:
-        chosen = [args.starts_of(None, solver.model)]
+    asked = args.starts or (CURVE_STARTS if args.curve else "")
+    counts: list[int] | list[None] = sorted(set(parse_counts(asked, "starts"))) if asked else [None]
+    chosen = [args.starts_of(count, solver.model, 0 if args.curve else None) for count in counts]
+    args.refuse_idle(chosen[-1])
     if solver.reasoner.search or chosen[0].guess:
         return chosen
     return [Starts(), *(starts for starts in chosen if starts.count > 1)]
@@ -211,7 +211,7 @@ def _curve(solver: Solver, data: Examples, starts: Sequence[Starts], args: Any, 
     """Score steps and starts, and draw them."""
     limit = CURVE_STEPS * solver.trained_steps
     steps = parse_counts(args.max_steps, "steps") if args.max_steps else default_steps(limit)
-    budget = as_budget(args.budget) if args.budget else solver.default_budget
+    budget = as_budget(args.budget) if args.budget else usual_budget(solver.model, starts[0])
     with Progress() as progress:
         curve = evaluate_curve(solver, data, steps, starts, budget, lambda outcome: progress.advance())
     record = record | curve_json(curve)

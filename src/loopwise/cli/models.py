@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         "exact",
         title="Models: loopwise solve MODEL PUZZLE",
         caption="exact: of the validation puzzles; in brackets the 95 % interval. "
-        f"A search runs {SEARCH_STARTS} chains; who guesses does in solving, in {GUESS_STARTS} starts",
+        f"A search runs {SEARCH_STARTS} chains; one that guesses does so with {GUESS_STARTS} starts",
     )
     for name, folder in shipped().items():
         model, notes = load_model(folder)

@@ -64,12 +64,12 @@ class Arguments(StartOptions):
     sample: int | None = None
     """Solve puzzle number N of the test split, which no training has seen."""
     trace: bool = False
-    """Show the proposed answer after every step."""
+    """Show the proposed answer after every step; of several starts those of the first, in one place."""
     budget: Annotated[str, tyro.conf.arg(metavar="BUDGET")] = ""
     """When a puzzle stops; by default halted|steps=N, N as many as in training, and with --trace also when verified."""
     starts: int = 0
     """Passes that a puzzle gets, the single pass and others of the puzzle in other symmetries of the task, or, where it
-    has none, from noisy states; the best is the answer. 0: one, 4 where they guess, or 8 for a search by itself.
+    has none, from noisy states; the best is the answer. 0: one, 4 with guesses, or 8 for a search by itself.
     """
     slots: int = 64
     """Passes that are worked on side by side; the answers are the same at equal slots."""
@@ -104,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     single = not args.file and puzzle != "-"
     model = changed(loaded.model, args.task, args.reasoner)
     starts = args.starts_of(args.starts or None, model)
+    args.refuse_idle(starts)
     slots = min(args.slots, starts.count) if single else args.slots
     solver = Solver(model, slots=slots, device=args.device, compile=args.compile)
     if not single:

@@ -30,15 +30,15 @@ class StartOptions:
     """Fixes symmetries, noise and guesses."""
 
     def starts_of(self, count: int | None, model: Model, guess: int | None = None) -> Starts:
-        """So many starts of a model, None for as many as are usual; `guess` counts before the option.
-
-        Raises ConfigError.
-        """
+        """So many starts of a model, None for the usual number; `guess` overrides the option. Raises ConfigError."""
         starts = usual_starts(model, count, self.guess if guess is None else guess)
-        usual = StartOptions(guess=self.guess, seed=self.seed if starts.guess else 0)
-        if starts.count == 1 and any(getattr(self, each.name) != getattr(usual, each.name) for each in fields(usual)):
-            raise ConfigError("--select, --sigma-init, --sigma-step and --seed are for several starts; add --starts 8")
         starts = replace(starts, select=tuple(self.select.split(",")), seed=self.seed)
         if self.sigma_init or self.sigma_step:
             starts = replace(starts, views=False, sigma_init=self.sigma_init, sigma_step=self.sigma_step)
         return starts
+
+    def refuse_idle(self, starts: Starts) -> None:
+        """Refuse options that make no difference to the starts, the largest number of those that are asked for."""
+        usual = StartOptions(guess=self.guess, seed=self.seed if starts.guess else 0)
+        if starts.count == 1 and any(getattr(self, each.name) != getattr(usual, each.name) for each in fields(usual)):
+            raise ConfigError("--select, --sigma-init, --sigma-step and --seed are for several starts; add --starts 8")

@@ -58,7 +58,7 @@ class EquivariantLooped(CandidateReasoner[EquivariantLoopedConfig]):
     name: ClassVar[str] = "equivariant-looped"
     Config: ClassVar[type[ReasonerConfig]] = EquivariantLoopedConfig
     default_gradient: ClassVar[str] = "full-bptt"
-    round_rows: ClassVar[int] = 4  # hundreds of rows in each product, and none of few columns
+    round_rows: ClassVar[int] = 4  # with 9x9, hundreds of rows in each product; smaller ones were compared
 
     def __init__(self, config: EquivariantLoopedConfig, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype, generator("cpu", config.seed))

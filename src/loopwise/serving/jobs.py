@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from loopwise.checkpoint import Model
 from loopwise.errors import ConfigError, DeadlineError, PuzzleError
 from loopwise.serving.host import Host
 from loopwise.serving.problems import Problem
@@ -18,8 +17,9 @@ from loopwise.solving.budget_text import as_budget
 from loopwise.solving.budgets import Budget, Seconds, Steps
 from loopwise.solving.service import Answer
 from loopwise.solving.solution import Glimpse, Solution
-from loopwise.solving.starts import Starts
-from loopwise.solving.usual import usual_budget, usual_starts
+from loopwise.solving.starts import Starts, as_starts
+from loopwise.solving.usual import usual_budget, usual_count
+from loopwise.tasks.base import Task
 from loopwise.types import Json
 
 __all__ = ["Job", "Outcome", "Plan", "make_plan", "reason"]
@@ -51,11 +51,10 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
     if len(puzzles) > settings.max_puzzles:
         raise Problem(413, "too-many", f"{len(puzzles)} puzzles are too many; send at most {settings.max_puzzles}")
     try:
+        guess = solver.model.guess if request.guess is None else request.guess
+        count = min(usual_count(solver.model, guess), settings.max_starts) if request.starts is None else request.starts
         noise = request.sigma_init, request.sigma_step
-        starts = _make_starts(solver.model, request.starts, request.select, request.seed, *noise, request.guess)
-        starts = solver.starts(starts)
-        if request.starts is None:
-            starts = replace(starts, count=min(starts.count, settings.max_starts))
+        starts = solver.starts(_make_starts(solver.task, count, request.select, request.seed, *noise, guess))
         budget = usual_budget(solver.model, starts) if request.budget is None else as_budget(request.budget)
     except ConfigError as error:
         raise Problem(422, "option", str(error)) from None
@@ -69,13 +68,13 @@ def make_plan(request: SolveRequest, host: Host) -> Plan:
 
 @lru_cache(maxsize=256)
 def _make_starts(
-    model: Model, count: int | None, select: str, seed: int, sigma_init: float, sigma_step: float, guess: int | None
+    task: Task[Any], count: int, select: str, seed: int, sigma_init: float, sigma_step: float, guess: int
 ) -> Starts:
     """The starts of a request. Kept, since to check options was measured to take a millisecond."""
-    starts = replace(usual_starts(model, count, guess), select=tuple(select.split(",")), seed=seed)
+    starts = replace(as_starts(count, task), select=tuple(select.split(",")), seed=seed)
     if sigma_init or sigma_step:
         starts = replace(starts, views=False, sigma_init=sigma_init, sigma_step=sigma_step)
-    return starts
+    return replace(starts, guess=guess, single=not guess)
 
 
 class Job:

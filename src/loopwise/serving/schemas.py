@@ -40,7 +40,8 @@ class SolveRequest(BaseModel):
     budget: Annotated[str, Field(min_length=1, max_length=1000)] | Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="When a puzzle stops: a number of steps, or a text such as verified|halted|steps=64. "
-        "By default when the model halts, after as many steps as in training at most.",
+        "By default when the model halts, after as many steps as in training at most; of a search and with guesses "
+        "when the rules accept, after 1,000 at most.",
     )
     starts: int | None = Field(
         None,

@@ -16,12 +16,7 @@ import numpy.typing as npt
 
 from loopwise.types import TaskSpec, Tokens
 
-__all__ = ["Guesses", "guessable"]
-
-
-def guessable(spec: TaskSpec) -> list[int]:
-    """The tokens that can be guessed: those that can be clues, and of which none is special."""
-    return sorted(set(spec.interchangeable) & set(spec.givens))
+__all__ = ["Guesses"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +31,12 @@ class Guesses:
 
     def guess(self, puzzle: Tokens, logits: npt.NDArray[np.floating], spec: TaskSpec, step: int) -> Tokens:
         """The puzzle [L] with one clue more, by the logits [L, V] after a step; as it is where nothing is open."""
-        places = np.flatnonzero(~np.isin(puzzle, spec.givens))
+        places = np.flatnonzero((puzzle != 0) & ~np.isin(puzzle, spec.givens))
         if not len(places):
             return puzzle
         rng = np.random.default_rng([self.seed, self.start, step])
-        place, tokens = rng.choice(places), guessable(spec)
+        place = rng.choice(places)
+        tokens = spec.guessable
         scores = logits[place, tokens].astype(np.float64)
         guessed = puzzle.copy()
         guessed[place] = tokens[np.argmax(scores + rng.gumbel(size=len(tokens)))]  # a draw from their softmax

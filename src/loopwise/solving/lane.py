@@ -131,20 +131,22 @@ class Lane:
                 self.release(work)
                 ended.append(work)
         self._clear([slot for slot, _ in seated if not finite[slot]])
-        self._guess([(slot, work) for slot, work in seated if work.guesses and not work.stopped_by], prediction.logits)
+        self._guess([(slot, work) for slot, work in seated if not work.stopped_by], prediction.logits)
         return ended
 
     def _guess(self, seated: Sequence[tuple[int, Pass]], logits: Tensor) -> None:
         """Write a guess into the puzzles of those passes whose turn it is, by the logits [B, L, V] of all slots."""
-        guessed: dict[int, Tokens] = {}
-        for slot, work in seated:
+        # An answer that the rules accept is kept.
+        due = [(slot, work) for slot, work in seated if work.guesses and _due(work.guesses, work.progress)]
+        if not due:
+            return
+        rows = torch.tensor([slot for slot, _ in due], device=logits.device)
+        seen = []
+        for scores, (_, work) in zip(logits[rows].float().cpu().numpy(), due, strict=True):
             assert work.guesses
-            step = work.progress.steps
-            if step % work.guesses.every == 0 and work.progress.verified is not True:  # what is accepted is kept
-                scores = logits[slot].float().cpu().numpy()
-                guessed[slot] = work.seen = work.guesses.guess(work.tokens, scores, self.model.reasoner.spec, step)
-        if guessed:
-            self._put(torch.tensor([*guessed], device=logits.device), np.stack([*guessed.values()]))
+            work.seen = work.guesses.guess(work.tokens, scores, self.model.reasoner.spec, work.progress.steps)
+            seen.append(work.seen)
+        self._put(rows, np.stack(seen))
 
     def _clear(self, slots: list[int]) -> None:
         """Put an empty puzzle into idle slots: a search would go on for a row that is not finite."""
@@ -166,6 +168,10 @@ class Lane:
         """Let the network see puzzles [n, L] in n slots."""
         inputs = torch.as_tensor(tokens, dtype=torch.int64).to(rows.device)
         self.batch = self.batch._replace(inputs=self.batch.inputs.index_copy(0, rows, inputs))
+
+
+def _due(guesses: Guesses, progress: Progress) -> bool:
+    return progress.steps % guesses.every == 0 and progress.verified is not True
 
 
 def _show(work: Pass, logits: Tensor) -> None:

@@ -30,8 +30,8 @@ from loopwise.solving.engine import Engine
 from loopwise.solving.lane import Lane, computed_rows, read_prediction
 from loopwise.solving.service import Answer, Service
 from loopwise.solving.solution import Glimpse, Request, Solution
-from loopwise.solving.starts import Starts, as_starts
-from loopwise.solving.usual import usual_budget, usual_starts
+from loopwise.solving.starts import Starts
+from loopwise.solving.usual import fitting, usual_budget, usual_starts
 from loopwise.solving.watching import Change, Watched
 from loopwise.tasks.base import Task
 from loopwise.types import Batch, Json, Prediction, Tokens
@@ -212,10 +212,7 @@ class Solver:
         """The starts that a puzzle gets, from what the caller says of them: a number of them guess as the model usually
         does. Raises ConfigError.
         """
-        chosen = as_starts(starts, self.task) if isinstance(starts, Starts) else usual_starts(self.model, starts)
-        if chosen.guess and self.reasoner.search:
-            raise ConfigError(f"{self.reasoner.name} guesses by itself; leave guess away")
-        return replace(chosen, single=False) if self.reasoner.search or chosen.guess else chosen
+        return fitting(self.model, starts) if isinstance(starts, Starts) else usual_starts(self.model, starts)
 
     @property
     def load(self) -> tuple[int, int, int]:

@@ -1,7 +1,8 @@
 """Several starts for one puzzle: noise, and the task's symmetries as other views of it; and the choice among them.
 
 Start 0 is always the single pass, without noise or view, so that more starts never lose an answer that the rules
-accept. Where starts guess it is one until its first guess.
+accept. Where starts guess, start 0 is the single pass only until its
+first guess.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from loopwise.config import check
 from loopwise.errors import ConfigError
-from loopwise.solving.guessing import Guesses, guessable
+from loopwise.solving.guessing import Guesses
 from loopwise.solving.noise import Noise
 from loopwise.tasks.base import Inverse, Task, identity
 from loopwise.types import IGNORE_LABEL, Tokens
@@ -103,7 +104,7 @@ def as_starts(value: int | Starts, task: Task[Any]) -> Starts:
     Raises ConfigError where views are asked of a task without symmetries, or guesses of one that has nothing to guess.
     """
     if isinstance(value, Starts):
-        if value.guess and not guessable(task.spec):
+        if value.guess and not task.spec.guessable:
             raise ConfigError(
                 f"{task.name} has no interchangeable symbols that can be clues, so there is nothing to guess"
             )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loopwise.checkpoint import Model
+from loopwise.errors import ConfigError
 from loopwise.solving.budgets import Budget, Halted, Steps, Verified
 from loopwise.solving.starts import Starts, as_starts
 
-__all__ = ["GUESS_STARTS", "SEARCH_STARTS", "usual_budget", "usual_starts"]
+__all__ = ["GUESS_STARTS", "SEARCH_STARTS", "fitting", "usual_budget", "usual_count", "usual_starts"]
 
 SEARCH_STEPS = 1000
 """Steps after which a start of a search is given up, unless its budget says otherwise."""
@@ -19,17 +20,30 @@ that many are a waste; 2 to 7 cost as much (Lattice.round_rows), and one leaves 
 """
 
 GUESS_STARTS = 4
-"""Starts that guess side by side, unless a caller says otherwise. Until they guess they do the same, so that many are a
-waste; few leave a core idle.
+"""Starts that guess side by side, unless a caller says otherwise. Until they guess they differ little, so that many are
+a waste; few leave a core idle.
 """
+
+
+def usual_count(model: Model, guess: int) -> int:
+    """How many starts, if they guess after so many steps."""
+    return SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
 
 
 def usual_starts(model: Model, count: int | None = None, guess: int | None = None) -> Starts:
     """So many starts of a model, with a guess after so many steps; None is what is usual. Raises ConfigError."""
     guess = model.guess if guess is None else guess
-    if count is None:
-        count = SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
-    return as_starts(replace(as_starts(count, model.task), guess=guess), model.task)
+    starts = as_starts(usual_count(model, guess) if count is None else count, model.task)
+    return fitting(model, replace(starts, guess=guess))
+
+
+def fitting(model: Model, starts: Starts) -> Starts:
+    """The starts as a model can have them: in a search none is a single pass. Raises ConfigError."""
+    if starts.guess and model.reasoner.search:
+        raise ConfigError(f"{model.reasoner.name} guesses by itself; leave guess away")
+    starts = as_starts(starts, model.task)
+    searches = model.reasoner.search or starts.guess
+    return replace(starts, single=False) if searches and starts.single else starts
 
 
 def usual_budget(model: Model, starts: Starts) -> Budget:

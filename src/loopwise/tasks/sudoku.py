@@ -52,7 +52,7 @@ class SudokuConfig(TaskConfig):
     """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 50 a second."""
     reveal: int = 0
     """In training, up to so many digits of the answer, a new number at each drawing of a puzzle, stand in it as further
-    clues: from few puzzles come many, easy ones among them.
+    clues, unless `training.shorten` is off: from few puzzles come many, easy ones among them.
     """
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""

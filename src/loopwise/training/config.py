@@ -54,7 +54,7 @@ class TrainingConfig:
     augment: bool = True
     """Draw a symmetry of the task for each training example."""
     shorten: bool = True
-    """Draw shorter training examples from long ones, where the task has a way (sorting, rolling-sum)."""
+    """Draw easier training examples where the task has a way (sorting, rolling-sum: shorter ones; Sudoku: `reveal`)."""
     random_init: float = 0.0
     """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
     noise: float = 0.0

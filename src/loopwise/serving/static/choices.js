@@ -59,10 +59,11 @@ export function chooser({ models, limits }, tasks, wanted, { changed }) {
     if ([...select.options].some((option) => option.value === wanted.get(key))) select.value = wanted.get(key);
   }
 
-  let searched = isSearch();
+  let usual = named(model.value).default_starts;
   const modelChanged = () => {
-    if (isSearch() === searched) fillSteps(steps.value);
-    else suit((searched = isSearch()));
+    if (named(model.value).default_starts === usual) fillSteps(steps.value);
+    else suit(isSearch());
+    usual = named(model.value).default_starts;
     changed("model");
   };
   task.addEventListener("change", () => {
