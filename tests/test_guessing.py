@@ -105,7 +105,7 @@ def test_an_accepted_answer_is_kept(trained):
         work = engine.submit(puzzle, Steps(6), guesses=guesses(), check=lambda answer: True, watch=lambda *shown: None)
         while not work.stopped_by:
             engine.step()
-        assert work.seen is None
+        assert work.progress.seen is None
 
 
 def test_guesses_find_what_the_single_pass_does_not_and_nothing_wrong():
@@ -124,6 +124,20 @@ def test_guesses_find_what_the_single_pass_does_not_and_nothing_wrong():
         if other.verified:
             assert (other.tokens == puzzle)[puzzle != BLANK].all()
             assert solver.task.verify(puzzle, other.tokens) is True
+
+
+def test_who_watches_sees_the_guess(trained):
+    """What is shown of a step has the puzzle with the guess that the network saw in it; where the start sees another
+    view, and before the first guess, it has none.
+    """
+    solver, puzzle, shown = loopwise.load(trained, slots=4), np.full(16, BLANK, np.int32), []
+    with solver:
+        starts = Starts(count=2, views=True, guess=2, select=("first",))
+        solver.begin(puzzle, 6, starts=starts, watch=shown.append).result()
+    clues = {(each.start, each.step): each.seen for each in shown}
+    assert clues[0, 1] is clues[0, 2] is None
+    assert [int((clues[0, step] != puzzle).sum()) for step in range(3, 7)] == [1] * 4
+    assert all(seen is None for (start, _), seen in clues.items() if start)
 
 
 @pytest.mark.parametrize("starts", [Starts(guess=2), Starts(count=3, guess=2), Starts(count=3, views=True, guess=1)])

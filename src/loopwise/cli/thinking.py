@@ -26,6 +26,8 @@ __all__ = ["show_steps"]
 SECONDS_A_STEP = 0.4
 """Pause after each step in a terminal, so that the eye can follow."""
 
+GUESSED = ", with a guess among the clues"
+
 
 def show_steps(
     solver: Solver, value: Json, budget: Budget | None, starts: Starts | None, *, number: int, as_json: bool
@@ -64,7 +66,7 @@ def _show_pass(
     work = engine.submit(puzzle, budget, check=partial(solver.checker, puzzle), guesses=starts.guesses(0))
     previous: Tokens | None = None
     while not work.stopped_by:
-        seen = puzzle if work.seen is None else work.seen
+        seen = puzzle if work.progress.seen is None else work.progress.seen
         engine.step()
         if work.error:
             raise work.error
@@ -76,8 +78,7 @@ def _show_pass(
         else:
             changed = "" if previous is None else f", {int((answer != previous).sum())} changed"
             solved = ", solved" if progress.verified else ""
-            guessed = "" if seen is puzzle else ", with a guess among the clues"
-            doing = f"{guessed}{changed}, halt probability {probability:.3f}{solved}"
+            doing = f"{'' if seen is puzzle else GUESSED}{changed}, halt probability {probability:.3f}{solved}"
             console.print(f"[bold]step {progress.steps}[/bold]{doing}")
             console.print(solver.task.render(answer, puzzle if solved else seen, previous), soft_wrap=True)
             if console.is_terminal:
@@ -108,8 +109,10 @@ def _show_search(
         if as_json:
             _write(solver, value, number, glimpse.step, glimpse.answer, None, start=0)
         elif in_place:
-            board = solver.task.render(glimpse.answer, puzzle, previous[0])
-            live.update(Text.from_markup(f"[bold]step {glimpse.step}[/bold] of {name} 1\n{board}"), refresh=True)
+            seen = puzzle if glimpse.seen is None else glimpse.seen
+            board = solver.task.render(glimpse.answer, seen, previous[0])
+            doing = f"[bold]step {glimpse.step}[/bold] of {name} 1{'' if seen is puzzle else GUESSED}"
+            live.update(Text.from_markup(f"{doing}\n{board}"), refresh=True)
         previous[0] = glimpse.answer
 
     with live if in_place else nullcontext():

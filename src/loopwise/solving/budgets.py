@@ -52,6 +52,8 @@ class Progress:
     """The proposed answer [L]."""
     halt_probability: float = 0.0
     """The model's own belief that the answer is right."""
+    seen: Tokens | None = None
+    """The puzzle [L] as the network saw it, where a guess stands in it."""
     unchanged: int = 0
     """For how many steps the answer has stayed the same."""
     residual: float = math.inf

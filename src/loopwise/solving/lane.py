@@ -56,8 +56,6 @@ class Pass:
     """
     most_steps: float = math.inf
     """It is cancelled after so many steps, where its budget has not stopped it until then."""
-    seen: Tokens | None = None
-    """The puzzle with the guess that stands in it; None before the first."""
     slot: int | None = None
     """Where it is; None while it waits and when it has ended."""
     stopped_by: str = ""
@@ -144,8 +142,9 @@ class Lane:
         seen = []
         for scores, (_, work) in zip(logits[rows].float().cpu().numpy(), due, strict=True):
             assert work.guesses
-            work.seen = work.guesses.guess(work.tokens, scores, self.model.reasoner.spec, work.progress.steps)
-            seen.append(work.seen)
+            guessed = work.guesses.guess(work.tokens, scores, self.model.reasoner.spec, work.progress.steps)
+            work.progress.seen = guessed
+            seen.append(guessed)
         self._put(rows, np.stack(seen))
 
     def _clear(self, slots: list[int]) -> None:

@@ -30,6 +30,7 @@ class Glimpse(NamedTuple):
     halt_probability: float
     residual: float
     logits: Tensor | None  # [L, V], to be read at once; None where the start sees another view of the puzzle
+    seen: Tokens | None  # [L], the puzzle with the guess that stood in it; None where none did, or as above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,5 +204,6 @@ def _show(watch: Callable[[Glimpse], None], start: int, inverse: Inverse, progre
             halt_probability=progress.halt_probability,
             residual=progress.residual,
             logits=logits if inverse is identity else None,
+            seen=progress.seen if inverse is identity else None,
         )
     )
