@@ -245,7 +245,8 @@ def sudoku_extreme_single_pass() -> RunConfig:
 
     The shipped weights went on from there with more puzzles, `--task.train-file`, then at more depths,
     `--training.progressive 8`, then in carry space, `--training.progressive 0 --halting.max-steps 32`, and at last
-    with four blocks, `--reasoner.num-layers 4 --reasoner.cycles 4 --reasoner.inject block` (records/).
+    with four blocks, `--reasoner.num-layers 4 --reasoner.cycles 4 --reasoner.inject block` (records/). Those of
+    `sudoku-extreme-1k` had four blocks at once and `--task.reveal 8`.
     """
     return RunConfig(
         task="sudoku",
@@ -256,7 +257,7 @@ def sudoku_extreme_single_pass() -> RunConfig:
         halting_config=HaltingConfig(max_steps=16, weight=0.1),
         training=replace(
             SYMBOL_MINUTES,
-            start_from="sudoku-extreme-1k",
+            start_from="sudoku-extreme-lattice-1k",
             steps=2900,
             batch_size=48,
             lr=3e-3,
