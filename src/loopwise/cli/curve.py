@@ -41,7 +41,8 @@ def answer_rows(answers: Sequence[Answers], flops: int) -> Rows:
         stops = ", ".join(f"{name} {count:,}" for name, count in each.stopped_by.items())
         pace = "" if each.seconds is None else f"; {each.seconds:.3g} s a puzzle (median)"
         notes.append(f"{label}: {stops}{pace}")
-    guessing = f", a guess every {answers[0].guess} steps" if answers[0].guess else ""
+    every = answers[0].guess
+    guessing = f", a guess every {f'{every} steps' if every > 1 else 'step'}" if every else ""
     return Rows(f"budget {answers[0].budget}{guessing}", _header("starts"), rows, f"Stopped by - {'. '.join(notes)}.")
 
 
