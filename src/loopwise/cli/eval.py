@@ -26,7 +26,7 @@ from loopwise.plots import require_matplotlib
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
-from loopwise.solving.usual import GUESS_STARTS, SEARCH_STARTS, usual_budget
+from loopwise.solving.usual import GUESS_STARTS, SEARCH_STARTS, searches, usual_budget
 from loopwise.types import SPLITS, Examples, Json, Split
 
 __all__ = ["main"]
@@ -181,7 +181,7 @@ def _starts(args: Any, solver: Solver) -> list[Starts]:
     counts: list[int] | list[None] = sorted(set(parse_counts(asked, "starts"))) if asked else [None]
     chosen = [args.starts_of(count, solver.model, 0 if args.curve else None) for count in counts]
     args.refuse_idle(chosen[-1])
-    if solver.reasoner.search or chosen[0].guess:
+    if searches(solver.model, chosen[0]):
         return chosen
     return [Starts(), *(starts for starts in chosen if starts.count > 1)]
 

@@ -1,8 +1,7 @@
 """Several starts for one puzzle: noise, and the task's symmetries as other views of it; and the choice among them.
 
 Start 0 is always the single pass, without noise or view, so that more starts never lose an answer that the rules
-accept. Where starts guess, start 0 is the single pass only until its
-first guess.
+accept. Where starts guess, start 0 is the single pass only until its first guess.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from loopwise.errors import ConfigError
 from loopwise.solving.budgets import Budget, Halted, Steps, Verified
 from loopwise.solving.starts import Starts, as_starts
 
-__all__ = ["GUESS_STARTS", "SEARCH_STARTS", "fitting", "usual_budget", "usual_count", "usual_starts"]
+__all__ = ["GUESS_STARTS", "SEARCH_STARTS", "fitting", "searches", "usual_budget", "usual_count", "usual_starts"]
 
 SEARCH_STEPS = 1000
 """Steps after which a start of a search is given up, unless its budget says otherwise."""
@@ -25,6 +25,11 @@ a waste; few leave a core idle.
 """
 
 
+def searches(model: Model, starts: Starts) -> bool:
+    """Whether the model searches with these starts, by itself or by guesses: then none of them is a single pass."""
+    return model.reasoner.search or starts.guess > 0
+
+
 def usual_count(model: Model, guess: int) -> int:
     """How many starts, if they guess after so many steps."""
     return SEARCH_STARTS if model.reasoner.search else GUESS_STARTS if guess else 1
@@ -38,16 +43,15 @@ def usual_starts(model: Model, count: int | None = None, guess: int | None = Non
 
 
 def fitting(model: Model, starts: Starts) -> Starts:
-    """The starts as a model can have them: in a search none is a single pass. Raises ConfigError."""
+    """The starts as a model can have them. Raises ConfigError."""
     if starts.guess and model.reasoner.search:
         raise ConfigError(f"{model.reasoner.name} guesses by itself; leave guess away")
     starts = as_starts(starts, model.task)
-    searches = model.reasoner.search or starts.guess
-    return replace(starts, single=False) if searches and starts.single else starts
+    return replace(starts, single=False) if starts.single and searches(model, starts) else starts
 
 
 def usual_budget(model: Model, starts: Starts) -> Budget:
     """A search stops where the rules accept, all else where the model halts, after as many steps as in training."""
-    if model.reasoner.search or starts.guess:
+    if searches(model, starts):
         return Verified() | Steps(SEARCH_STEPS)
     return Halted() | Steps(int(model.halting.config.max_steps))
