@@ -314,6 +314,32 @@ def test_a_search_shows_its_chains(model, starts, puzzle, visit):
     assert shown(page) == puzzle
 
 
+def test_a_guess_is_marked(visit):
+    """A digit that the model has guessed has a mark in its cell, a word for those who hear the page, and is told of
+    when it is new.
+    """
+    board, first, second = "1" + "." * 15, [2, 3, 4, 5] * 4, [2, 3, 5, 4] * 4
+    guess = {"position": 6, "token": 4}
+    routes = canned("sudoku", ["", *".1234"], [4, 4], box="2x2") | puzzle_of(board)
+    routes["**/v1/solve"] = answer_with([first, first, second], guesses=[None, guess, guess])
+    page = visit(f"model=sudoku&puzzle={board}", routes=routes)
+    think(page)
+    at_the_end(page)
+    page.get_by_role("slider").focus()
+    told = (
+        ("Home", 0, "The puzzle"),
+        ("ArrowRight", 0, "A first"),
+        ("ArrowRight", 1, "Guesses 3 at row 2, column 3; nothing changed"),
+    )
+    for key, marked, says in told:
+        page.keyboard.press(key)
+        page.get_by_text(says).first.wait_for()
+        assert page.locator("[data-guessed=true]").count() == marked
+    assert "guessed" in page.locator("[data-guessed=true]").get_attribute("aria-label")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(SOLVED)
+
+
 def test_a_run_is_taken_home_as_json_and_as_gif(visit, tmp_path):
     """The JSON has all steps, the GIF a frame for the puzzle and one for each step, and other programs read it."""
     page = visit(f"model=sudoku-6x6&puzzle={LONG}")
@@ -582,12 +608,17 @@ def puzzle_of(value):
     return json_at("**/v1/puzzles?*", {"puzzles": [value]})
 
 
-def answer_with(steps, verified=None):
-    """A service that proposes these tokens, step by step, and calls the last ones verified."""
+def answer_with(steps, verified=None, guesses=None):
+    """A service that proposes these tokens, step by step, with these guesses, and calls the last ones verified."""
     common = {"start": 0, "changed": [], "halt_probability": 0.9, "residual": 0.1, "violations": []}
+    none = [None] * len(steps)
     events = [
-        ("step", common | {"step": at + 1, "tokens": tokens, "confidence": [0.5] * len(tokens), "verified": told})
-        for at, (tokens, told) in enumerate(zip(steps, verified or [None] * len(steps), strict=True))
+        (
+            "step",
+            common
+            | {"step": at, "tokens": tokens, "confidence": [0.5] * len(tokens), "verified": told, "guess": guess},
+        )
+        for at, (tokens, told, guess) in enumerate(zip(steps, verified or none, guesses or none, strict=True), 1)
     ]
     events.append(("result", {"verified": True, "steps": len(steps), "stopped_by": "verified", "start": 0}))
     body = "".join(f"event: {name}\ndata: {json.dumps(value)}\n\n" for name, value in events) + "data: [DONE]\n\n"

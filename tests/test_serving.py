@@ -137,6 +137,23 @@ def test_steps_come_one_by_one(service):
     assert (result["answer"], result["steps"]) == (steps[-1].answer, 4)
 
 
+def test_a_step_tells_of_the_guess_that_stood_in_it(service):
+    """Before the first guess there is none; then each step tells where one digit stands among the clues, the
+    same as the solver sees it.
+    """
+    puzzle, shown = "1...............", []
+    asked = {"model": "board", "puzzle": puzzle, "starts": 1, "guess": 2, "budget": 5, "seed": 6}
+    (result,) = service.solve(**asked, trace=True).json()["results"]
+    solver = service.hosting.hosts["board"].solver
+    solver.begin(puzzle, 5, starts=Starts(guess=2, seed=6), watch=shown.append).result()
+    tokens = solver.read(puzzle)
+    assert [step["guess"] for step in result["trace"][:2]] == [None, None]
+    for step, glimpse in zip(result["trace"][2:], shown[2:], strict=True):
+        guessed = tokens.copy()
+        guessed[step["guess"]["position"]] = step["guess"]["token"]
+        assert guessed.tolist() == glimpse.seen.tolist() != tokens.tolist()
+
+
 def test_a_trace_is_the_stream_in_one_piece(service):
     """`trace` puts the same steps into the result, of several starts too; what changed is told of each start's own."""
     asked = {"model": "sorter", "puzzle": [3, 1, 2], "starts": 3, "budget": 3, "seed": 2}

@@ -68,7 +68,7 @@ STREAM: dict[str, Any] = {
     },
     "example": {
         "event": "step",
-        "data": '{"start":0,"step":1,"answer":[1,2],"tokens":[2,3],"changed":[],"halt_probability":0.1,'
+        "data": '{"start":0,"step":1,"answer":[1,2],"tokens":[2,3],"changed":[],"guess":null,"halt_probability":0.1,'
         '"residual":1.2,"confidence":[0.9,0.8],"violations":[],"verified":true}',
     },
 }

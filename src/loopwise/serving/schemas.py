@@ -90,6 +90,13 @@ class ProblemBody(BaseModel):
     retry_after: int | None = Field(None, description="Seconds after which asking again may help.")
 
 
+class Guess(BaseModel):
+    """What a start has guessed into its puzzle."""
+
+    position: int
+    token: int = Field(description="Number into the model's symbols.")
+
+
 class StepEvent(BaseModel):
     """What one start proposes after one of its steps."""
 
@@ -100,6 +107,7 @@ class StepEvent(BaseModel):
     changed: list[int] = Field(
         description="Positions where it differs from this start's step before; of the first, none."
     )
+    guess: Guess | None = Field(description="The guess that stood among the clues in this step; null where none did.")
     halt_probability: float
     residual: float | None = Field(description="|new - old| / |new| of the state.")
     confidence: list[float] | None = Field(

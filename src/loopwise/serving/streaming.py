@@ -80,12 +80,19 @@ class Watch:
             "answer": task.format(answer, self._puzzle),
             "tokens": answer.tolist(),
             "changed": changed,
+            "guess": None if glimpse.seen is None else _guess(self._tokens, glimpse.seen),
             "halt_probability": round(glimpse.halt_probability, 6),
             "residual": round(glimpse.residual, 6) if math.isfinite(glimpse.residual) else None,
             "confidence": None if confidence is None else [round(share, 4) for share in confidence.tolist()],
             "violations": task.violations(self._tokens, answer) if self._checked else [],
             "verified": task.verify(self._tokens, answer) if self._checked else None,
         }
+
+
+def _guess(puzzle: Tokens, seen: Tokens) -> dict[str, Json] | None:
+    """What was guessed into a puzzle [L]; nothing where no position was open."""
+    places = np.flatnonzero(seen != puzzle)
+    return {"position": int(places[0]), "token": int(seen[places[0]])} if len(places) else None
 
 
 def event(name: str, data: Json) -> bytes:

@@ -1,7 +1,7 @@
 // The grid of cells: shows a frame and lets people change the puzzle, by pointer and by keyboard.
 
 import { linksOf } from "./draw.js";
-import { blankOf, boxOf, brushesOf, columnsOf, isGiven, isPath, kindOf, spoken } from "./puzzle.js";
+import { blankOf, boxOf, brushesOf, columnsOf, isGiven, isPath, kindOf, placeOf, spoken } from "./puzzle.js";
 
 const TYPING = 700; // milliseconds within which keys belong to one symbol, such as 1 2 for 12
 
@@ -84,11 +84,12 @@ export class Board {
       const age = frame.ages[at] < 5 ? frame.ages[at] : "";
       const sure = frame.confidence && role !== "given" ? Math.round(frame.confidence[at] * 50) / 50 : "";
       const links = role === "path" ? linksOf(this.model, frame.tokens, at) : [];
-      const signature = `${token} ${puzzle[at]} ${role} ${age} ${sure} ${broken.has(at)} ${links}`;
+      const guessed = frame.guess?.position === at;
+      const signature = `${token} ${puzzle[at]} ${role} ${age} ${sure} ${broken.has(at)} ${guessed} ${links}`;
       if (cell.signature === signature) return;
       cell.signature = signature;
       if (role === "path") this.#link(cell, links);
-      this.#paint(cell, at, { token, role, age, sure, wrong: broken.has(at), given: puzzle[at] });
+      this.#paint(cell, at, { token, role, age, sure, wrong: broken.has(at), guessed, given: puzzle[at] });
     });
   }
 
@@ -99,10 +100,11 @@ export class Board {
     return this.kind === "boxed" && isGiven(this.model, given) ? "given" : "answer";
   }
 
-  #paint(cell, at, { token, role, age, sure, wrong, given }) {
+  #paint(cell, at, { token, role, age, sure, wrong, guessed, given }) {
     const { dataset, style } = cell;
     dataset.role = role;
     dataset.wrong = wrong;
+    dataset.guessed = guessed;
     if (dataset.age === "0" && age === 0) {
       // Two changes in a row: restart the animation.
       delete dataset.age;
@@ -117,11 +119,9 @@ export class Board {
       style.setProperty("--value", (token - 1) / this.values);
       style.setProperty("--given", (given - 1) / this.values);
     }
-    const place = this.model.shape.length === 1
-      ? `place ${at + 1}`
-      : `row ${Math.floor(at / this.columns) + 1}, column ${(at % this.columns) + 1}`;
-    const said = [`${place}: ${spoken(this.model, token)}`];
+    const said = [`${placeOf(this.model, at)}: ${spoken(this.model, token)}`];
     if (role === "given") said.push("given");
+    if (guessed) said.push("guessed");
     if (age === 0) said.push("just changed");
     if (sure !== "" && role !== "empty") said.push(`${Math.round(sure * 100)} percent sure`);
     if (wrong) said.push("breaks a rule");

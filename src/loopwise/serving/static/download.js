@@ -17,6 +17,7 @@ export function asJson(runs, request) {
     step: index + 1,
     tokens: frame.tokens,
     changed: frame.changed,
+    guess: frame.guess,
     halt_probability: frame.belief,
     residual: frame.residual,
     confidence: frame.confidence,

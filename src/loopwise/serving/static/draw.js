@@ -37,6 +37,7 @@ export function drawBoard(ctx, size, { model, puzzle, frame, time, pen, theme, w
       fresh: !plain && time > 0 && frame.ages[at] === 0 && pen === theme.pen,
       wrong: broken.has(at),
       ringed: !plain && broken.has(at),
+      guessed: !plain && frame.guess?.position === at,
       links: kind === "maze" ? linksOf(model, frame.tokens, at) : [],
     };
     if (kind === "maze") drawMazeCell(ctx, model, cell, pen, theme);
@@ -84,6 +85,10 @@ function drawSymbol(ctx, model, cell, pen, theme) {
   ctx.textAlign = "center";
   ctx.textBaseline = "alphabetic";
   ctx.fillText(symbol, x + width / 2, y + height / 2 + points * 0.34);
+  if (cell.guessed) {
+    ctx.font = `italic 400 ${points / 2}px ${SERIF}`;
+    ctx.fillText("?", x + width * 0.76, y + height / 2 - points * 0.1);
+  }
   if (!cell.ringed || width < 30) return;
   ctx.strokeStyle = theme.red;
   ctx.lineWidth = Math.max(width * 0.022, 1);

@@ -61,6 +61,13 @@ export function spoken(model, token) {
   return token === 0 || symbol === "." ? "empty" : symbol === " " ? "space" : symbol;
 }
 
+/** Where a cell is, in words. */
+export function placeOf(model, at) {
+  if (model.shape.length === 1) return `place ${at + 1}`;
+  const columns = model.shape[1];
+  return `row ${Math.floor(at / columns) + 1}, column ${(at % columns) + 1}`;
+}
+
 /** The form in which the service reads a puzzle. */
 export function toWire(model, tokens) {
   const kind = kindOf(model);

@@ -1,6 +1,6 @@
 // What a model did with one puzzle: the frames of every start, in the order of the steps.
 
-import { isGiven, kindOf } from "./puzzle.js";
+import { isGiven, kindOf, placeOf } from "./puzzle.js";
 
 export const DRY = 9; // steps after which a change is forgotten
 
@@ -39,6 +39,7 @@ class Track {
       tokens,
       ages,
       changed,
+      guess: data.guess ?? null,
       belief: data.halt_probability,
       residual: data.residual,
       confidence: data.confidence ?? null,
@@ -115,9 +116,15 @@ export class Run {
     const rules = broken ? wrongs(this.model, broken) : "";
     if (this.answered(time)) return this.#ofResult(rules);
     if (time > track.last) return "This start has stopped.";
-    const first = "A first proposal";
-    const moved = frame.changed.length ? `${count(frame.changed.length, "cell")} changed` : "Nothing changed";
-    return `${[Math.min(time, track.last) === 1 ? first : moved, rules].filter(Boolean).join("; ")}.`;
+    const first = "a first proposal";
+    const moved = frame.changed.length ? `${count(frame.changed.length, "cell")} changed` : "nothing changed";
+    const guess = sameGuess(frame.guess, track.at(time - 1).guess) ? "" : this.#ofGuess(frame.guess);
+    const said = [guess, Math.min(time, track.last) === 1 ? first : moved, rules].filter(Boolean).join("; ");
+    return `${said[0].toUpperCase()}${said.slice(1)}.`;
+  }
+
+  #ofGuess({ position, token }) {
+    return `guesses ${this.model.symbols[token]} at ${placeOf(this.model, position)}`;
   }
 
   #ofPuzzle() {
@@ -133,6 +140,10 @@ export class Run {
     const why = /steps/.test(by) ? "Out of steps" : /halted/.test(by) ? "The model is sure" : `Stopped: ${by}`;
     return `${[why, verified === false ? "but it is not solved" : "", rules].filter(Boolean).join(", ")}.`;
   }
+}
+
+function sameGuess(one, other) {
+  return !one || (one.position === other?.position && one.token === other?.token);
 }
 
 function wrongs(model, broken) {
