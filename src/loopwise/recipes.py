@@ -246,7 +246,7 @@ def sudoku_extreme_single_pass() -> RunConfig:
     The shipped weights went on from there with more puzzles, `--task.train-file`, then at more depths,
     `--training.progressive 8`, then in carry space, `--training.progressive 0 --halting.max-steps 32`, and at last
     with four blocks, `--reasoner.num-layers 4 --reasoner.cycles 4 --reasoner.inject block` (records/). Those of
-    `sudoku-extreme-1k` had four blocks at once and `--task.reveal 8`.
+    `sudoku-extreme-1k` had four blocks at once and `--task.reveal 8`, then carry space.
     """
     return RunConfig(
         task="sudoku",
