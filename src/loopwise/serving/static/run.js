@@ -118,7 +118,7 @@ export class Run {
     if (time > track.last) return "This start has stopped.";
     const first = "a first proposal";
     const moved = frame.changed.length ? `${count(frame.changed.length, "cell")} changed` : "nothing changed";
-    const guess = sameGuess(frame.guess, track.at(time - 1).guess) ? "" : this.#ofGuess(frame.guess);
+    const guess = isNew(frame.guess, track.at(time - 1).guess) ? this.#ofGuess(frame.guess) : "";
     const said = [guess, Math.min(time, track.last) === 1 ? first : moved, rules].filter(Boolean).join("; ");
     return `${said[0].toUpperCase()}${said.slice(1)}.`;
   }
@@ -142,8 +142,8 @@ export class Run {
   }
 }
 
-function sameGuess(one, other) {
-  return !one || (one.position === other?.position && one.token === other?.token);
+function isNew(guess, before) {
+  return Boolean(guess) && (guess.position !== before?.position || guess.token !== before?.token);
 }
 
 function wrongs(model, broken) {
