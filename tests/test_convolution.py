@@ -7,7 +7,9 @@ import torch
 
 from loopwise.errors import ConfigError
 from loopwise.nn.layers import Convolution
+from loopwise.reasoners.costs import count_flops
 from loopwise.reasoners.gradients import FullBPTT
+from loopwise.reasoners.halting import Correctness, HaltingConfig
 from loopwise.reasoners.hrm import HRM, HRMConfig
 from loopwise.reasoners.looped import Looped, LoopedConfig
 from loopwise.reasoners.trm import TRM, TRMConfig
@@ -94,3 +96,26 @@ def test_registers_have_no_place_on_the_grid():
     """Registers beside a convolution are refused, in a line that says what to do."""
     with pytest.raises(ConfigError, match="set registers to 0"):
         LoopedConfig(**{**SMALL, "registers": 2})
+
+
+def test_blocks_that_take_turns_begin_as_one_block():
+    """Two copies of a block that take turns compute in half of the cycles, and of its FLOPs, what the block did; then
+    each is a network of its own.
+    """
+    spec = grid(4, 4)
+    one = Looped(LoopedConfig(**SMALL, num_layers=1, cycles=4), spec)
+    two = Looped(LoopedConfig(**SMALL, num_layers=2, cycles=2, inject="block"), spec)
+    two.load_state_dict({name: one.state_dict()[name.replace("blocks.1.", "blocks.0.")] for name in two.state_dict()})
+    inputs = puzzles(spec)
+    torch.testing.assert_close(logits(two, inputs), logits(one, inputs), rtol=0, atol=0)
+    flops = [count_flops(reasoner, FullBPTT(), Correctness(HaltingConfig()), 16) for reasoner in (one, two)]
+    assert flops[0] == flops[1]
+    with torch.no_grad():
+        two.networks()[1].mlp.down.weight.add_(1)
+    assert not torch.equal(logits(two, inputs), logits(one, inputs))
+
+
+def test_blocks_of_untied_cycles_take_no_turns():
+    """What would have two meanings is refused in a line that says what to do."""
+    with pytest.raises(ConfigError, match="leave tied on"):
+        LoopedConfig(**SMALL, tied=False, inject="block")

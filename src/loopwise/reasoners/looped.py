@@ -1,20 +1,22 @@
 """The looped transformer: one state, one network, z <- f(z + x); the plainest recursion there is.
 
-With one cycle it is the feed-forward transformer of the same parameters. Untied, each of the cycles has a network of
-its own: a feed-forward transformer of the same FLOPs and `cycles` times the parameters. Sources: Universal Transformers
-(arXiv 1807.03819); looped transformers with input injection (arXiv 2311.12424).
+Or several networks that take turns (`inject`). With one cycle it is the feed-forward transformer of the same
+parameters. Untied, each of the cycles has a network of its own: a feed-forward transformer of the same FLOPs and
+`cycles` times the parameters. Sources: Universal Transformers (arXiv 1807.03819); looped transformers with input
+injection (arXiv 2311.12424).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, final
+from typing import ClassVar, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
+from loopwise.errors import ConfigError
 from loopwise.nn.layers import truncated_normal_
-from loopwise.reasoners.base import ReasonerConfig, Recursion
+from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.embedded import EmbeddedReasoner
 from loopwise.reasoners.network import Network, NetworkConfig
 
@@ -31,11 +33,18 @@ class LoopedConfig(NetworkConfig):
     """Applications of f in a supervision step; 1 is a feed-forward transformer."""
     tied: bool = True
     """Whether all cycles share their weights."""
+    inject: Literal["cycle", "block"] = "cycle"
+    """Where the puzzle x is added to the state: once before f, or before each block of f, z <- block(z + x). With that,
+    blocks are networks that take turns: more weights at the FLOPs of one, and what one block learned is where several
+    can begin (`training.start_from` copies it).
+    """
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
         super().__post_init__()
         self.at_least_one("num_layers", "cycles")
+        if self.inject == "block" and not self.tied:
+            raise ConfigError("blocks that take turns (inject block) share their weights over cycles; leave tied on")
 
 
 class LoopedState(NamedTuple):
@@ -64,23 +73,32 @@ class Looped(EmbeddedReasoner[LoopedConfig]):
         return LoopedState(self.start(self.z_init, batch_size, length))
 
     def recursion(self, x: Tensor) -> Recursion:
-        """z <- f(z + x), `cycles` times; untied, one update that goes through all the networks."""
-        first = self.f[0]
-        assert isinstance(first, Network)
-        rotation = first.rotation(x)
+        """z <- f(z + x), or that for each block in turn, `cycles` times; untied, one update through all networks."""
+        rotation = self._first().rotation(x)
+        networks = self.networks()
 
-        def update(state: LoopedState) -> LoopedState:
-            z = state.z
-            for network in self.f:
-                z = network(z + x, rotation)
-            return LoopedState(z)
+        def update(*turn: nn.Module) -> Update:
+            def through(state: LoopedState) -> LoopedState:
+                z = state.z
+                for network in turn:
+                    z = network(z + x, rotation)
+                return LoopedState(z)
 
-        return Recursion((update,), self.config.cycles if self.config.tied else 1)
+            return through
+
+        if not self.config.tied:
+            return Recursion((update(*networks),), 1)
+        return Recursion(tuple(update(network) for network in networks), self.config.cycles)
 
     def answer(self, state: LoopedState) -> Tensor:
         """The answer is read from z."""
         return state.z
 
     def networks(self) -> list[nn.Module]:
-        """f, or the networks of all cycles."""
-        return list(self.f)
+        """f, its blocks where they take turns, or the networks of all cycles."""
+        return list(self._first().blocks) if self.config.inject == "block" else list(self.f)
+
+    def _first(self) -> Network:
+        first = self.f[0]
+        assert isinstance(first, Network)
+        return first
