@@ -592,6 +592,14 @@ def test_an_evaluation_is_shown_as_a_table(terminal, trained):
         assert word in out
 
 
+def test_an_evaluation_tells_its_number_format(terminal, trained):
+    """`--dtype` is that of the activations, and the record has it; another name than those known is refused."""
+    for options, wanted in (((), "float32"), (("--dtype", "bfloat16"), "bfloat16")):
+        (record,) = terminal.records("eval", trained, "--limit", "5", "--json", *options)
+        assert record["dtype"] == wanted
+    assert "known: trained, float32, bfloat16" in terminal.refuses("eval", trained, "--dtype", "float8")
+
+
 def test_validation_during_training_equals_an_evaluation(terminal, trained):
     """The scores that a run kept with its weights are those that eval measures on the same split."""
     kept = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]

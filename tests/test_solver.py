@@ -214,6 +214,21 @@ def test_a_model_is_the_same_after_saving(solver, puzzles, tmp_path):
 # ---------------------------------------------------------------- the evaluation
 
 
+def test_a_model_solves_in_another_number_format(tmp_path):
+    """Activations may be bfloat16 where the model was trained in float32, and a saved solver says which; others than
+    these are refused in a line that names them.
+    """
+    solver = loopwise.load("sudoku-6x6", dtype="bfloat16")
+    boards = cache.examples(solver.task, "test").inputs[:20]
+    assert sum(bool(s.verified) for s in solver.solve(list(boards))) >= 15
+    solver.save_pretrained(tmp_path / "saved")
+    formats = [loopwise.load(tmp_path / "saved", **more).reasoner for more in ({}, {"dtype": "float32"})]
+    for reasoner, wanted in zip(formats, (torch.bfloat16, torch.float32), strict=True):
+        assert {part.dtype for part in reasoner.init_state(1, 36)} == {wanted}
+    with pytest.raises(ConfigError, match="known: trained, float32, bfloat16"):
+        loopwise.load("sudoku-6x6", dtype="float8")
+
+
 def test_solver_and_evaluation_agree(model, data, puzzles):
     """Solved one by one or evaluated together, at equal slots the same puzzles come out right, at each number of steps
     and when the model stops by itself.

@@ -23,6 +23,7 @@ def load(
     *,
     slots: int = 64,
     device: str = "auto",
+    dtype: str = "trained",
     max_waiting: int = 1024,
     compile: bool = False,
     trust: bool = False,
@@ -30,13 +31,20 @@ def load(
     """Load a trained model, ready to solve: a checkpoint folder, or the name of a model that comes with loopwise.
 
     `slots` puzzles are worked on side by side; `max_waiting` more may wait where they are submitted one by one.
-    `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles. With
-    `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
+    `dtype` is the number format of activations: as trained, float32, or bfloat16, which some processors take half the
+    time for. `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles. With `trust`,
+    code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
     Raises CheckpointError, in one line that says what to do, when there is no checkpoint or it is damaged.
     """
     from loopwise.models import find
     from loopwise.solving.solver import Solver
 
     return Solver.from_pretrained(
-        find(str(checkpoint)), slots=slots, device=device, max_waiting=max_waiting, compile=compile, trust=trust
+        find(str(checkpoint)),
+        slots=slots,
+        device=device,
+        dtype=dtype,
+        max_waiting=max_waiting,
+        compile=compile,
+        trust=trust,
     )

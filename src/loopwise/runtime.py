@@ -17,6 +17,7 @@ __all__ = [
     "Ceilings",
     "Device",
     "Dtype",
+    "SolvingDtype",
     "compile_trouble",
     "dtype_name",
     "generator",
@@ -29,6 +30,7 @@ __all__ = [
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
+SolvingDtype: TypeAlias = Literal["trained", "float32", "bfloat16"]
 
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -62,7 +64,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    # AVX512-BF16 alone is slower than float32 for these shapes (measured); the AMX tile unit is several times faster.
+    # The AMX tile unit is several times faster than float32. AVX512-BF16 alone was slower on one processor and 2.5
+    # times as fast on another, so it is left to the user, whom `loopwise doctor` tells which it is.
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32

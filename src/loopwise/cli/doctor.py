@@ -64,5 +64,8 @@ def _findings() -> dict[str, Json]:
     }
     best = max(ceilings, key=lambda d: ceilings[d])
     if ceilings[best] > 1.2 * ceilings[dtype]:
-        findings["advice"] = f"matrix products are faster in {dtype_name(best)}: --training.dtype {dtype_name(best)}"
+        name = dtype_name(best)
+        findings["advice"] = (
+            f"matrix products are faster in {name}: train with --training.dtype {name}, solve with --dtype {name}"
+        )
     return findings

@@ -23,6 +23,7 @@ from loopwise.data import cache
 from loopwise.errors import ConfigError
 from loopwise.evaluation import Outcome, Scores, default_steps, evaluate, evaluate_answers, evaluate_curve, wilson
 from loopwise.plots import require_matplotlib
+from loopwise.runtime import dtype_name
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.solver import Solver
 from loopwise.solving.starts import Starts
@@ -66,7 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     solver = loopwise.load(checkpoint, trust=trust)
     args = parse(_arguments(**option_groups(solver.model)), rest, command="eval CHECKPOINT", about=ABOUT)
     _check(args)
-    solver = Solver(changed(solver.model, args.task, args.reasoner), slots=args.slots, compile=args.compile)
+    solver = Solver(
+        changed(solver.model, args.task, args.reasoner), slots=args.slots, dtype=args.dtype, compile=args.compile
+    )
     starts = _starts(args, solver)
     data = cache.examples(solver.task, args.split)
     data = data.rows(slice(args.limit or None))
@@ -78,6 +81,7 @@ def main(arguments: Sequence[str]) -> int:
         "puzzles": len(data.inputs),
         "search": solver.reasoner.search or any(each.guess for each in starts),
         "reasoner": to_json(solver.reasoner.config),
+        "dtype": dtype_name(solver.reasoner.dtype),
         "trained_steps": solver.trained_steps,
         "flops_per_step": solver.step_flops(data.inputs.shape[1]),
     }
@@ -119,6 +123,12 @@ def _arguments(**groups: tuple[type, Any, str]) -> type[Any]:
         ),
         limit=(int, 0, "score only the first so many puzzles; 0 means all"),
         slots=(int, 256, "passes that are worked on side by side"),
+        dtype=(
+            str,
+            "trained",
+            "number format of activations: trained (as in training), float32 or bfloat16, which some processors take "
+            "half the time for (`loopwise doctor` tells)",
+        ),
         compile=(bool, False, "fuse the network's kernels first, half a minute that pays for thousands of puzzles"),
         trust=(bool, False, "import and call code of yours that the checkpoint names, such as the checker of a table"),
         json=(bool, False, "write the scores as JSON"),

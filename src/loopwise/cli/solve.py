@@ -20,7 +20,7 @@ from loopwise.cli.progress import Progress
 from loopwise.cli.starting import StartOptions
 from loopwise.cli.thinking import show_steps
 from loopwise.errors import ConfigError, LoopwiseError
-from loopwise.runtime import Device
+from loopwise.runtime import Device, SolvingDtype
 from loopwise.solving.budget_text import as_budget
 from loopwise.solving.budgets import Budget
 from loopwise.solving.solution import Solution
@@ -75,6 +75,8 @@ class Arguments(StartOptions):
     """Passes that are worked on side by side; the answers are the same at equal slots."""
     device: Device = "auto"
     """Where to compute."""
+    dtype: SolvingDtype = "trained"
+    """Number format of activations; some processors take half the time in bfloat16 (`loopwise doctor` tells)."""
     compile: bool = False
     """Fuse the network's kernels first, half a minute that pays for thousands of puzzles."""
     trust: bool = False
@@ -106,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     starts = args.starts_of(args.starts or None, model)
     args.refuse_idle(starts)
     slots = min(args.slots, starts.count) if single else args.slots
-    solver = Solver(model, slots=slots, device=args.device, compile=args.compile)
+    solver = Solver(model, slots=slots, device=args.device, dtype=args.dtype, compile=args.compile)
     if not single:
         return _answer_all(solver, Lines(args.file), budget, starts, args)
     value = source.read_line(str(puzzle)) if args.sample is None else source.sample(solver, args.sample)

@@ -63,6 +63,7 @@ class Host:
             self.checkpoint,
             slots=settings.slots,
             device=settings.device,
+            dtype=settings.dtype,
             max_waiting=settings.max_waiting,
             compile=settings.compile,
             trust=settings.trust,

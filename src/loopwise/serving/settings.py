@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from loopwise.errors import ConfigError
-from loopwise.runtime import Device
+from loopwise.runtime import Device, SolvingDtype
 
 __all__ = ["Options", "Settings", "name_models"]
 
@@ -46,6 +46,8 @@ class Options:
     """After SIGTERM or Ctrl-C, in which requests may finish."""
     device: Device = "auto"
     """Where to compute."""
+    dtype: SolvingDtype = "trained"
+    """Number format of activations; some processors take half the time in bfloat16 (`loopwise doctor` tells)."""
     compile: bool = False
     """Fuse the networks' kernels first, half a minute a model."""
     trust: bool = False

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import count, repeat
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights
 from loopwise.errors import CheckpointError, ConfigError, LoopwiseError, PuzzleError
 from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
-from loopwise.runtime import resolve_device
+from loopwise.runtime import DTYPES, SolvingDtype, resolve_device
 from loopwise.solving.budget_text import BudgetLike, as_budget
 from loopwise.solving.budgets import Budget, Steps
 from loopwise.solving.checking import Checker
@@ -71,6 +71,7 @@ class Solver:
         *,
         slots: int = 64,
         device: str = "auto",
+        dtype: str = "trained",
         max_waiting: int = 1024,
         compile: bool = False,
     ) -> None:
@@ -78,11 +79,15 @@ class Solver:
             raise ConfigError(f"slots must be at least 1, not {slots}")
         if max_waiting < 0:
             raise ConfigError(f"max_waiting must be at least 0, not {max_waiting}")
+        if dtype not in get_args(SolvingDtype):
+            raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(get_args(SolvingDtype))}")
         self.task = model.task
         self.slots = slots
         self.max_waiting = max_waiting
         self.device = resolve_device(device)
         self.reasoner = model.reasoner.to(self.device).eval()
+        if dtype != "trained":
+            self.reasoner.dtype = DTYPES[dtype]
         trouble = compile_networks(self.reasoner) if compile else None
         if trouble:
             logging.getLogger("loopwise").warning("not compiled: %s", trouble)
@@ -107,17 +112,19 @@ class Solver:
         *,
         slots: int = 64,
         device: str = "auto",
+        dtype: str = "trained",
         max_waiting: int = 1024,
         compile: bool = False,
         trust: bool = False,
     ) -> Solver:
         """Load a checkpoint folder, or a model repository of the Hugging Face hub by `owner/name`.
 
-        `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles.
+        `dtype` is the number format of activations: as trained, float32, or bfloat16, which some processors take half
+        the time for. `compile` fuses the network's kernels, half a minute that pays for thousands of puzzles.
         With `trust`, code outside loopwise that the checkpoint names (a task class, a table's checker) is imported.
         """
         model, _ = load_model(_locate(str(name)), trust=trust)
-        return cls(model, slots=slots, device=device, max_waiting=max_waiting, compile=compile)
+        return cls(model, slots=slots, device=device, dtype=dtype, max_waiting=max_waiting, compile=compile)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors into a folder that `from_pretrained` reads."""
