@@ -64,16 +64,9 @@ MINUTES = TrainingConfig(
 # Networks over symbols learn from fewer examples at a higher rate. With the groups core they are equal under all
 # symmetries of a board, so that drawing one would show them nothing new.
 SYMBOL_MINUTES = replace(
-    MINUTES,
-    steps=8000,
-    optimizer="adamw",
-    lr=6e-3,
-    clip=1.0,
-    warmup_steps=50,
-    weight_decay=0.1,
-    augment=False,
+    MINUTES, steps=8000, optimizer="adamw", lr=6e-3, clip=1.0, warmup_steps=50, weight_decay=0.1, augment=False,
     eval_every=1000,
-)
+)  # fmt: skip
 
 
 def small(task: str, config: TaskConfig) -> RunConfig:
@@ -255,18 +248,10 @@ def sudoku_extreme_single_pass() -> RunConfig:
         gradient="full-bptt",
         halting_config=HaltingConfig(max_steps=16, weight=0.1),
         training=replace(
-            SYMBOL_MINUTES,
-            start_from="sudoku-extreme-lattice-1k",
-            steps=1300,
-            batch_size=48,
-            lr=3e-3,
-            ema=0.995,
-            progressive=3,
-            random_init=1.0,
-            eval_every=325,
-            compile="on",
+            SYMBOL_MINUTES, start_from="sudoku-extreme-lattice-1k", steps=1300, batch_size=48, lr=3e-3, ema=0.995,
+            progressive=3, random_init=1.0, eval_every=325, compile="on",
         ),
-    )
+    )  # fmt: skip
 
 
 def sudoku_extreme_single_pass_carry() -> RunConfig:
@@ -339,16 +324,10 @@ def maze_30x30() -> RunConfig:
         task_config=MazeConfig(),
         halting_config=HaltingConfig(max_steps=16, weight=0.1),
         training=replace(
-            before.training,
-            lr=7e-4,
-            steps=2100,
-            batch_size=10,
-            warmup_steps=50,
-            ema=0.99,
-            progressive=10,
+            before.training, lr=7e-4, steps=2100, batch_size=10, warmup_steps=50, ema=0.99, progressive=10,
             eval_every=240,
         ),
-    )
+    )  # fmt: skip
 
 
 def _published(reasoner: TRMConfig) -> RunConfig:
