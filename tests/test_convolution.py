@@ -115,7 +115,10 @@ def test_blocks_that_take_turns_begin_as_one_block():
     assert not torch.equal(logits(two, inputs), logits(one, inputs))
 
 
-def test_blocks_of_untied_cycles_take_no_turns():
-    """What would have two meanings is refused in a line that says what to do."""
-    with pytest.raises(ConfigError, match="leave tied on"):
-        LoopedConfig(**SMALL, tied=False, inject="block")
+def test_blocks_of_untied_cycles_take_turns_too():
+    """Untied networks with the weights of the tied one compute what it does, the puzzle added before each block."""
+    spec = grid(4, 4)
+    tied, untied = (Looped(LoopedConfig(**SMALL, cycles=2, inject="block", tied=t), spec) for t in (True, False))
+    untied.load_state_dict({name: tied.state_dict()[name.replace("f.1.", "f.0.")] for name in untied.state_dict()})
+    inputs = puzzles(spec)
+    torch.testing.assert_close(logits(untied, inputs), logits(tied, inputs), rtol=0, atol=0)

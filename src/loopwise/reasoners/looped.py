@@ -14,7 +14,6 @@ from typing import ClassVar, Literal, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from loopwise.errors import ConfigError
 from loopwise.nn.layers import truncated_normal_
 from loopwise.reasoners.base import ReasonerConfig, Recursion, Update
 from loopwise.reasoners.embedded import EmbeddedReasoner
@@ -43,8 +42,6 @@ class LoopedConfig(NetworkConfig):
         """Refuse what cannot be built."""
         super().__post_init__()
         self.at_least_one("num_layers", "cycles")
-        if self.inject == "block" and not self.tied:
-            raise ConfigError("blocks that take turns (inject block) share their weights over cycles; leave tied on")
 
 
 class LoopedState(NamedTuple):
@@ -74,7 +71,9 @@ class Looped(EmbeddedReasoner[LoopedConfig]):
 
     def recursion(self, x: Tensor) -> Recursion:
         """z <- f(z + x), or that for each block in turn, `cycles` times; untied, one update through all networks."""
-        rotation = self._first().rotation(x)
+        first = self.f[0]
+        assert isinstance(first, Network)
+        rotation = first.rotation(x)
         networks = self.networks()
 
         def update(*turn: nn.Module) -> Update:
@@ -95,10 +94,7 @@ class Looped(EmbeddedReasoner[LoopedConfig]):
         return state.z
 
     def networks(self) -> list[nn.Module]:
-        """f, its blocks where they take turns, or the networks of all cycles."""
-        return list(self._first().blocks) if self.config.inject == "block" else list(self.f)
-
-    def _first(self) -> Network:
-        first = self.f[0]
-        assert isinstance(first, Network)
-        return first
+        """f, or the networks of all cycles; the blocks of these where they take turns."""
+        if self.config.inject == "cycle":
+            return list(self.f)
+        return [block for network in self.f if isinstance(network, Network) for block in network.blocks]
