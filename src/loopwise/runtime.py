@@ -26,6 +26,7 @@ __all__ = [
     "measure_ceilings",
     "resolve_device",
     "resolve_dtype",
+    "solving_dtype",
 ]
 
 Device: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
@@ -69,6 +70,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return torch.bfloat16
     return torch.float32
+
+
+def solving_dtype(dtype: str, trained: torch.dtype) -> torch.dtype:
+    """The number format of activations in solving, of a model that was trained in another or the same.
+
+    Raises ConfigError.
+    """
+    if dtype not in get_args(SolvingDtype):
+        raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(get_args(SolvingDtype))}")
+    return trained if dtype == "trained" else DTYPES[dtype]
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache, partial
 from itertools import count, repeat
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from loopwise.checkpoint import CONFIG, WEIGHTS, Model, load_model, save_weights
 from loopwise.errors import CheckpointError, ConfigError, LoopwiseError, PuzzleError
 from loopwise.reasoners.compiling import compile_networks
 from loopwise.reasoners.costs import count_flops
-from loopwise.runtime import DTYPES, SolvingDtype, resolve_device
+from loopwise.runtime import resolve_device, solving_dtype
 from loopwise.solving.budget_text import BudgetLike, as_budget
 from loopwise.solving.budgets import Budget, Steps
 from loopwise.solving.checking import Checker
@@ -79,15 +79,12 @@ class Solver:
             raise ConfigError(f"slots must be at least 1, not {slots}")
         if max_waiting < 0:
             raise ConfigError(f"max_waiting must be at least 0, not {max_waiting}")
-        if dtype not in get_args(SolvingDtype):
-            raise ConfigError(f"unknown dtype {dtype!r}; known: {', '.join(get_args(SolvingDtype))}")
         self.task = model.task
         self.slots = slots
         self.max_waiting = max_waiting
         self.device = resolve_device(device)
         self.reasoner = model.reasoner.to(self.device).eval()
-        if dtype != "trained":
-            self.reasoner.dtype = DTYPES[dtype]
+        self.reasoner.dtype = solving_dtype(dtype, self.reasoner.dtype)
         trouble = compile_networks(self.reasoner) if compile else None
         if trouble:
             logging.getLogger("loopwise").warning("not compiled: %s", trouble)
