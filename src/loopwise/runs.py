@@ -54,6 +54,8 @@ WORTH_COMPILING = 60.0
 """Seconds that a run takes at the least above which compiling, which takes up to half of that, saves time."""
 BLOCK = re.compile(r"(.*\bblocks\.)(\d+)(\..*)")
 """The name of a weight of a block: what is before the number of the block, the number, and what is after."""
+HINTS = "hints.weight"
+"""The name of the weights that read the hints."""
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -149,9 +151,13 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
         )
     # The tensors alone: what code the other model's task names is of no concern.
     tensors, _ = read_tensors(file)
-    theirs = {name: _counterpart(name, tensors) for name in reasoner.state_dict()}
+    mine = reasoner.state_dict()
+    theirs = {name: _counterpart(name, tensors) for name in mine}
     try:
-        reasoner.load_state_dict({name: tensors[other] for name, other in theirs.items() if other in tensors})
+        found = {name: tensors[other] for name, other in theirs.items() if other in tensors}
+        if HINTS in mine:  # this head is used in training alone, and few models have it
+            found.setdefault(HINTS, mine[HINTS])
+        reasoner.load_state_dict(found)
     except RuntimeError:
         raise ConfigError(
             f"the weights of {source} do not fit this {reasoner.name}; give it the options of that model"

@@ -74,6 +74,8 @@ class TaskSpec:
     """Tokens that, where they stand in a puzzle, stand in its answer too, such as the digits of Sudoku."""
     groups: Sequence[Sequence[int]] = ()
     """Positions that stand under one rule, such as the rows, columns and boxes of Sudoku; a task may leave them out."""
+    hints: Sequence[str] = ()
+    """How each hint is called that a position of a puzzle can have beside its label, to learn from (`Task.hints`)."""
     num_puzzle_ids: int = 1
     """Rows of the puzzle-embedding table. Id 0 is the blank identity."""
 
@@ -109,3 +111,4 @@ class Prediction(NamedTuple):
     halt_logits: Tensor  # [B] float32; sigmoid is the probability that the answer is right
     continue_logits: Tensor  # [B] float32; the value of going on, which Q-learning halting trains and TRM does not
     own_loss: Tensor  # [B] float32; what the reasoner adds to the loss of the answer, nothing in most families
+    hint_logits: Tensor | None = None  # [B, L, hints] while a network learns a task that gives hints

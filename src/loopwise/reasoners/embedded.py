@@ -78,6 +78,8 @@ class EmbeddedReasoner(Reasoner[C]):
         self.build((length,) if config.registers else spec.shape, rng)
         self.head = Linear(size, spec.vocab_size, rng)
         self.halt = HaltingHead(size)
+        if spec.hints:
+            self.hints = Linear(size, len(spec.hints), rng)
 
     @abstractmethod
     def build(self, shape: tuple[int, ...], rng: torch.Generator) -> None:
@@ -110,7 +112,10 @@ class EmbeddedReasoner(Reasoner[C]):
         logits = self.head(vectors)[:, self.config.registers :]
         seen = vectors[:, 0] if self.config.halting_reads == "first" else vectors.mean(1)
         halt, go_on = self.halt(seen).unbind(-1)
-        return Prediction(logits, halt, go_on, torch.zeros_like(halt))
+        said = Prediction(logits, halt, go_on, torch.zeros_like(halt))
+        if self.spec.hints and self.training:
+            said = said._replace(hint_logits=self.hints(vectors)[:, self.config.registers :])
+        return said
 
     @final
     def accepts(self, length: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from loopwise.types import Examples, Json, Split, TaskSpec, Tokens
+from loopwise.types import IGNORE_LABEL, Examples, Json, Split, TaskSpec, Tokens
 
 __all__ = ["Inverse", "Task", "TaskConfig", "identity"]
 
@@ -88,6 +88,13 @@ class Task(ABC, Generic[C]):
         A curriculum, for tasks that have one. Unlike `augment` it has no way back, and only training uses it.
         """
         return inputs, labels
+
+    def hints(self, inputs: Tokens) -> Tokens:
+        """What the puzzle `inputs` [L] tells on the way to its answer: at each position a hint of `spec.hints`, by its
+        number, or IGNORE_LABEL. A second label that training alone sees, such as the trace of an algorithm (the word
+        is that of CLRS, arXiv 2205.15659).
+        """
+        return np.full_like(inputs, IGNORE_LABEL)
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool | None:
         """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules; None where they cannot decide."""

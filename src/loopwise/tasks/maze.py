@@ -22,13 +22,16 @@ from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Inverse, Task, TaskConfig
 from loopwise.tasks.maze_data import SYMBOLS, TOKENS, MazeData
 from loopwise.tasks.maze_generator import MOST
-from loopwise.tasks.maze_paths import GOAL, OPEN, PATH, START, WALL, flaw, is_solution, on_shortest, solve, turns
+from loopwise.tasks.maze_paths import GOAL, OPEN, PATH, START, WALL, first_moves, flaw, is_solution, on_shortest, solve, turns
 from loopwise.tasks.text import HOLE, NO_SYMBOL, paint, shown
 from loopwise.types import IGNORE_LABEL, Examples, Json, Split, TaskSpec, Tokens
 
 __all__ = ["Maze", "MazeConfig"]
 
 BLANKS = " ."
+
+MOVES = ("down", "left", "right", "up")
+"""The hints, in the order of the rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class MazeConfig(TaskConfig):
     """Mazes to train and validate on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
     test_file: str = ""
     """Mazes to test on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
+    hints: bool = False
+    """Whether training is told the first move from every cell on its shortest path to G, beside the path from S."""
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 
@@ -90,7 +95,8 @@ class Maze(Task[MazeConfig]):
     def spec(self) -> TaskSpec:
         """V = 6 tokens on n x n cells."""
         shape = self.config.size, self.config.size
-        return TaskSpec(vocab_size=len(SYMBOLS) + 1, shape=shape, symbols=("", *SYMBOLS))
+        hints = MOVES if self.config.hints else ()
+        return TaskSpec(vocab_size=len(SYMBOLS) + 1, shape=shape, symbols=("", *SYMBOLS), hints=hints)
 
     def examples(self, split: Split) -> Examples:
         """All mazes of a split; no two splits share one under rotation, reflection and exchange of S and G."""
@@ -119,6 +125,11 @@ class Maze(Task[MazeConfig]):
             return original
 
         return new_inputs, new_labels, inverse
+
+    def hints(self, inputs: Tokens) -> Tokens:
+        """The first move from each cell on the path that the rule takes from there to G."""
+        moves = first_moves(inputs)
+        return np.where(moves < 0, IGNORE_LABEL, moves).astype(np.int32)
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool:
         """Whether `answer` [L] is the maze with exactly one shortest path marked, whichever."""

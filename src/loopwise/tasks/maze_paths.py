@@ -14,7 +14,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["GOAL", "OPEN", "PATH", "START", "WALL", "canonical", "flaw", "is_solution", "on_shortest", "solve", "turns"]
+__all__ = [
+    "GOAL",
+    "OPEN",
+    "PATH",
+    "START",
+    "WALL",
+    "canonical",
+    "first_moves",
+    "flaw",
+    "is_solution",
+    "on_shortest",
+    "solve",
+    "turns",
+]
 
 # The tokens, as in the data of HRM and TRM; 0 is padding, which no maze has.
 WALL = 1
@@ -82,6 +95,27 @@ def solve(maze: Cells) -> Cells:
         trail |= here
     answer[_to_flags(trail, n)] = PATH
     return answer
+
+
+def first_moves(maze: Cells) -> Cells:
+    """The first move from each cell on its label's path to G: 0 down, 1 left, 2 right, 3 up; -1 at G and where no path
+    leads there.
+    """
+    n = _side(maze)
+    ground, here = _to_bits(maze != WALL), _to_bits(maze == GOAL)
+    moves = [0, 0, 0, 0]
+    while here:
+        ground &= ~here
+        nearer, here = here, 0
+        # Who goes down to a nearer cell stands above it, and so on, in the order of the rule.
+        for move, above in enumerate((nearer >> n + 1, nearer << 1, nearer >> 1, nearer << n + 1)):
+            new = above & ground & ~here
+            moves[move] |= new
+            here |= new
+    found = np.full_like(maze, -1)
+    for move, cells in enumerate(moves):
+        found[_to_flags(cells, n)] = move
+    return found
 
 
 def is_solution(maze: Cells, answer: Cells) -> bool:

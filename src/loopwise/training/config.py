@@ -55,6 +55,8 @@ class TrainingConfig:
     """Draw a symmetry of the task for each training example."""
     shorten: bool = True
     """Draw easier training examples where the task has a way (sorting, rolling-sum: shorter ones; Sudoku: `reveal`)."""
+    hint_weight: float = 1.0
+    """Weight of the loss of the hints beside that of the answer, for a task that gives any (`--task.hints`)."""
     random_init: float = 0.0
     """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
     noise: float = 0.0
@@ -94,6 +96,7 @@ class TrainingConfig:
             "warmup_steps",
             "ema_from",
             "clip",
+            "hint_weight",
             "random_init",
             "noise",
             "progressive",

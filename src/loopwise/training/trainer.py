@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -35,6 +36,7 @@ class StepMetrics(NamedTuple):
     loss: float  # of the answer, the reasoner's own, and the weighted one of halting, per slot
     answer_loss: float
     halting_loss: float
+    hint_loss: float
     finished: int  # slots that halted
     exact: int  # of these, with an answer that is right
     halting_right: int  # of these, with a halting logit that says so
@@ -77,7 +79,9 @@ class Trainer:
 
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
-        self.carry = carry = self._start_step()
+        carry = self._fill_slots()
+        puzzles = carry.batch.inputs.cpu()  # before the device has work that this would wait for
+        self.carry = carry = carry._replace(state=self._ahead(carry))
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
         answer, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
         halting = self.halting.loss(
@@ -90,17 +94,28 @@ class Trainer:
                 training_step=self.step,
             )
         )
+        hint = self._hint_loss(puzzles, prediction)
         loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
+        loss = loss + self.config.hint_weight * hint
         (loss / self.config.batch_size).backward()
         self._sum_gradients()
         self._guard(loss)
         lr = self._update()
         self.carry = self._advance(state, prediction)
-        return self._metrics(prediction, right, correct, (loss, answer, halting), lr)
+        return self._metrics(prediction, right, correct, (loss, answer, halting, hint), lr)
+
+    def _hint_loss(self, puzzles: Tensor, prediction: Prediction) -> Tensor:
+        """The loss of what the puzzles [B, L] in the slots tell beside their labels, summed; 0 where they tell nothing."""
+        logits = prediction.hint_logits
+        if logits is None:
+            return prediction.own_loss.new_zeros(())
+        told = np.stack([self.stream.task.hints(puzzle) for puzzle in puzzles.numpy()])
+        hints = torch.as_tensor(told, dtype=torch.int64, device=logits.device)
+        return answer_loss(self.config.loss, logits, hints)[0]
 
     @torch.no_grad()
-    def _start_step(self) -> Carry:
-        """The slots with a fresh puzzle where one has halted, with noise in the states, and as far ahead as drawn."""
+    def _fill_slots(self) -> Carry:
+        """The slots with a fresh puzzle where one has halted, and with noise in the states."""
         fresh = self.carry.halted
         carry = refill(self.reasoner, self.carry, self._incoming(), fresh)
         state = carry.state
@@ -108,10 +123,16 @@ class Trainer:
             state = disturb(state, self.config.random_init, self.rng, instead=fresh)
         if self.config.noise:
             state = disturb(state, self.config.noise, self.rng)
+        return carry._replace(state=state)
+
+    @torch.no_grad()
+    def _ahead(self, carry: Carry) -> State:
+        """The states of the slots, as far ahead as drawn."""
+        state = carry.state
         if self.config.progressive:
             for _ in range(int(torch.randint(self.config.progressive + 1, (), generator=self.rng))):
                 state = self.halting.step(self.reasoner, state, carry.batch, self.gradient).state
-        return carry._replace(state=state)
+        return state
 
     @torch.no_grad()
     def _following(self, state: State) -> Prediction:
@@ -188,9 +209,9 @@ class Trainer:
         columns = [t.float() / self.slots for t in losses]
         columns += [t.float() for t in (halted.sum(), correct[halted].sum(), said[halted].sum(), tokens)]
         columns += [self.carry.steps[halted].sum().float()]
-        loss, answer, halting, finished, exact, halting_right, token_share, steps = torch.stack(columns).tolist()
+        loss, answer, halting, hint, finished, exact, halting_right, token_share, steps = torch.stack(columns).tolist()
         return StepMetrics(
-            loss, answer, halting, int(finished), int(exact), int(halting_right), token_share, int(steps), lr
+            loss, answer, halting, hint, int(finished), int(exact), int(halting_right), token_share, int(steps), lr
         )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Json]]:
