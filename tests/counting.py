@@ -65,7 +65,7 @@ class Counting(Reasoner[ReasonerConfig]):
         logits = nn.functional.one_hot(count, VOCABULARY).float().expand(-1, state.other.shape[1], -1)
         logits = torch.where(state.count.isnan().unsqueeze(2), torch.nan, logits)
         halt = torch.where(state.count >= state.life, self.sure, -5.0)[:, 0]
-        return Prediction(logits, halt, halt, torch.zeros_like(halt))
+        return Prediction(logits, halt, halt, torch.zeros_like(halt), logits[..., :0])
 
     def accepts(self, length):
         return length >= 1

@@ -44,7 +44,7 @@ def cross_entropy(logit, target):
 def values(halts, continues):
     """A prediction with the given values of halting and of going on, which ask for gradients."""
     columns = [torch.tensor(v, requires_grad=True) for v in (halts, continues)]
-    return Prediction(torch.zeros(len(halts), 1, 2), *columns, torch.zeros(len(halts)))
+    return Prediction(torch.zeros(len(halts), 1, 2), *columns, torch.zeros(len(halts)), torch.zeros(len(halts), 1, 0))
 
 
 def trainer(halting, gradient=None, **options):
@@ -265,7 +265,7 @@ class Scripted(Reasoner[ReasonerConfig]):
         column = state.count.long().view(-1, 1) - 1
         chance = self.chances.gather(1, column).squeeze(1)
         answer = torch.stack([state.thought, state.count], dim=1).unsqueeze(1)
-        return Prediction(answer, torch.logit(chance), -state.count, torch.zeros_like(chance))
+        return Prediction(answer, torch.logit(chance), -state.count, torch.zeros_like(chance), answer[..., :0])
 
     def accepts(self, length):
         return True

@@ -294,7 +294,7 @@ class Scripted(Reasoner[ReasonerConfig]):
         rows, steps = state.row[:, 0], state.step[:, 0] - 1
         logits = nn.functional.one_hot(self.answers[rows, steps], self.spec.vocab_size).float()
         halt = self.halts[rows, steps].logit()
-        return Prediction(logits, halt, halt, torch.zeros_like(halt))
+        return Prediction(logits, halt, halt, torch.zeros_like(halt), logits[..., :0])
 
     def accepts(self, length):
         return True

@@ -426,7 +426,7 @@ def test_exploration_at_its_edges(max_steps, exploration, possible):
 def prediction(halt_logits):
     logits = torch.tensor(halt_logits)
     nothing = torch.zeros_like(logits)
-    return Prediction(torch.zeros(len(logits), 6, 7), logits, nothing, nothing)
+    return Prediction(torch.zeros(len(logits), 6, 7), logits, nothing, nothing, torch.zeros(len(logits), 6, 0))
 
 
 def test_halting():

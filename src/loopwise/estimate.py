@@ -14,7 +14,7 @@ away. What data decide (when slots halt, how long a search takes) is that of fre
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from loopwise.data.stream import Stream
 from loopwise.reasoners.costs import Meter, counting
 from loopwise.runs import RunConfig, build
 from loopwise.runtime import Ceilings
+from loopwise.tasks.base import Task
 from loopwise.training.trainer import Trainer
 from loopwise.types import Batch, Examples
 
@@ -105,7 +106,7 @@ class _Counted:
         training = replace(config.training, batch_size=batch, progressive=0)  # whose number of steps is drawn
         self.model = model = build(replace(config, training=training))
         accelerator = Accelerator(cpu=training.device == "cpu")
-        blank = _Blank(model.task.spec.length)
+        blank = _Blank(model.task)
         self.trainer = Trainer(model.reasoner, model.gradient, model.halting, blank, training, accelerator)
         tokens = torch.zeros(batch, model.task.spec.length, dtype=torch.int64, device=accelerator.device)
         self.puzzles = Batch(tokens, tokens, tokens[:, 0])
@@ -153,10 +154,10 @@ def _bytes(tensor: Tensor) -> int:
 class _Blank(Stream):
     """A stream of empty puzzles, without data."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    def __init__(self, task: Task[Any]) -> None:
+        self.task = task
 
     def take(self, count: int) -> Examples:
         """`count` rows of zeros."""
-        rows = np.zeros((count, self.length), dtype=np.int32)
+        rows = np.zeros((count, self.task.spec.length), dtype=np.int32)
         return Examples(rows, rows, rows[:, 0])

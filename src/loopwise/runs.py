@@ -92,6 +92,8 @@ def build(config: RunConfig) -> Model:
     gradient = resolve(config.gradient, "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
     halting = resolve(config.halting, "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
     dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
+    if task.spec.hints and not reasoner.learns_hints:
+        raise ConfigError(f"{reasoner.name} has no head to learn hints with; leave out --task.hints, or train another")
     return Model(
         task=task,
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),

@@ -111,4 +111,4 @@ class Prediction(NamedTuple):
     halt_logits: Tensor  # [B] float32; sigmoid is the probability that the answer is right
     continue_logits: Tensor  # [B] float32; the value of going on, which Q-learning halting trains and TRM does not
     own_loss: Tensor  # [B] float32; what the reasoner adds to the loss of the answer, nothing in most families
-    hint_logits: Tensor | None = None  # [B, L, hints] while a network learns a task that gives hints
+    hint_logits: Tensor  # [B, L, H]; of the H hints that the task gives, while the network learns, else H = 0

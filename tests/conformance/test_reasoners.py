@@ -311,7 +311,8 @@ def test_the_state_is_cut_and_the_prediction_is_not(of, dtype):
         assert new.dtype == dtype or not new.is_floating_point()
         assert torch.isfinite(new).all()
     assert_same(given, fresh)
-    logits, halts, continues, own_loss = advance.prediction
+    logits, halts, continues, own_loss, hints = advance.prediction
+    assert hints.shape == (SLOTS, SPEC.length, 0)
     assert (logits.shape, logits.dtype) == ((SLOTS, SPEC.length, SPEC.vocab_size), dtype)
     assert logits.requires_grad
     assert halts.requires_grad

@@ -379,7 +379,7 @@ def test_a_slot_halts_by_the_greater_value_or_at_its_last_step():
     go_on = torch.tensor([0.0, 1.0, 2.0, 5.0, -3.0, -3.0, 0.0, 0.0])
     steps = torch.tensor([1, 1, 1, 4, 2, 2, 1, 3])
     least = torch.tensor([0, 0, 0, 0, 3, 2, 2, 0])
-    ours = QLearning(QLearningConfig(max_steps=4)).halt(Prediction(halt, halt, go_on, halt), steps, least)
+    ours = QLearning(QLearningConfig(max_steps=4)).halt(Prediction(halt, halt, go_on, halt, halt), steps, least)
     assert ours.tolist() == [True, False, False, True, False, True, False, True]
 
 

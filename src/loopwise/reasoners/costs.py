@@ -103,6 +103,6 @@ def count_flops(
         _, prediction, ponder = halting.step(reasoner, state, batch, gradient)
         no, first = torch.zeros_like(ponder, dtype=torch.bool), torch.ones_like(row[:, 0])
         loss = halting.loss(Judged(prediction, ponder, no, first, look, 0))
-        loss = loss + prediction.own_loss.sum()
+        loss = loss + prediction.own_loss.sum() + prediction.hint_logits.float().sum()
         torch.autograd.grad(prediction.logits.float().sum() + loss, leaves, allow_unused=True)
     return StepFlops(solving.get_total_flops(), training.get_total_flops())

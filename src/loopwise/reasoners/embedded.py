@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast, final
+from typing import ClassVar, Literal, TypeVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,8 @@ C = TypeVar("C", bound=EmbeddedConfig)
 class EmbeddedReasoner(Reasoner[C]):
     """A reasoner that embeds tokens and reads its answer from a state of vectors at positions."""
 
+    learns_hints: ClassVar[bool] = True
+
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
         size, rng = config.hidden_size, generator("cpu", config.seed)
@@ -112,10 +114,8 @@ class EmbeddedReasoner(Reasoner[C]):
         logits = self.head(vectors)[:, self.config.registers :]
         seen = vectors[:, 0] if self.config.halting_reads == "first" else vectors.mean(1)
         halt, go_on = self.halt(seen).unbind(-1)
-        said = Prediction(logits, halt, go_on, torch.zeros_like(halt))
-        if self.spec.hints and self.training:
-            said = said._replace(hint_logits=self.hints(vectors)[:, self.config.registers :])
-        return said
+        told = self.hints(vectors)[:, self.config.registers :] if self.spec.hints and self.training else logits[..., :0]
+        return Prediction(logits, halt, go_on, torch.zeros_like(halt), told)
 
     @final
     def accepts(self, length: int) -> bool:

@@ -217,7 +217,8 @@ class SymbolReasoner(Reasoner[C]):
     def prediction(self, vectors: Tensor, scores: Tensor) -> Prediction:
         """The answer from scores of the symbols [B, L, K], the halting logits from the mean of all [B, L, K, D]."""
         halt, go_on = self.halt.by_sums(vectors.mean((1, 2))).unbind(-1)
-        return Prediction(self.logits(scores), halt, go_on, torch.zeros_like(halt))
+        logits = self.logits(scores)
+        return Prediction(logits, halt, go_on, torch.zeros_like(halt), logits[..., :0])
 
     @final
     def accepts(self, length: int) -> bool:

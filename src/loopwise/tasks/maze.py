@@ -22,7 +22,19 @@ from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Inverse, Task, TaskConfig
 from loopwise.tasks.maze_data import SYMBOLS, TOKENS, MazeData
 from loopwise.tasks.maze_generator import MOST
-from loopwise.tasks.maze_paths import GOAL, OPEN, PATH, START, WALL, first_moves, flaw, is_solution, on_shortest, solve, turns
+from loopwise.tasks.maze_paths import (
+    GOAL,
+    OPEN,
+    PATH,
+    START,
+    WALL,
+    first_moves,
+    flaw,
+    is_solution,
+    on_shortest,
+    solve,
+    turns,
+)
 from loopwise.tasks.text import HOLE, NO_SYMBOL, paint, shown
 from loopwise.types import IGNORE_LABEL, Examples, Json, Split, TaskSpec, Tokens
 

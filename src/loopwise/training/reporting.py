@@ -156,6 +156,7 @@ class Reporter:
             "loss": w.sums["loss"] / w.steps,
             "answer_loss": w.sums["answer_loss"] / w.steps,
             "halting_loss": w.sums["halting_loss"] / w.steps,
+            "hint_loss": w.sums["hint_loss"] / w.steps,
             "exact_accuracy": share("exact"),
             "token_accuracy": share("tokens"),
             "halting_accuracy": share("halting_right"),

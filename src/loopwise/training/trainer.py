@@ -79,9 +79,7 @@ class Trainer:
 
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
-        carry = self._fill_slots()
-        puzzles = carry.batch.inputs.cpu()  # before the device has work that this would wait for
-        self.carry = carry = carry._replace(state=self._ahead(carry))
+        self.carry = carry = self._start_step()
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
         answer, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
         halting = self.halting.loss(
@@ -94,7 +92,7 @@ class Trainer:
                 training_step=self.step,
             )
         )
-        hint = self._hint_loss(puzzles, prediction)
+        hint = self._hint_loss(prediction)
         loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
         loss = loss + self.config.hint_weight * hint
         (loss / self.config.batch_size).backward()
@@ -104,18 +102,18 @@ class Trainer:
         self.carry = self._advance(state, prediction)
         return self._metrics(prediction, right, correct, (loss, answer, halting, hint), lr)
 
-    def _hint_loss(self, puzzles: Tensor, prediction: Prediction) -> Tensor:
-        """The loss of what the puzzles [B, L] in the slots tell beside their labels, summed; 0 where they tell nothing."""
+    def _hint_loss(self, prediction: Prediction) -> Tensor:
+        """The loss of what the puzzles in the slots tell beside their labels, summed; 0 where they tell nothing."""
         logits = prediction.hint_logits
-        if logits is None:
+        if not logits.shape[-1]:
             return prediction.own_loss.new_zeros(())
-        told = np.stack([self.stream.task.hints(puzzle) for puzzle in puzzles.numpy()])
+        told = np.stack([self.stream.task.hints(puzzle) for puzzle in self.carry.batch.inputs.cpu().numpy()])
         hints = torch.as_tensor(told, dtype=torch.int64, device=logits.device)
         return answer_loss(self.config.loss, logits, hints)[0]
 
     @torch.no_grad()
-    def _fill_slots(self) -> Carry:
-        """The slots with a fresh puzzle where one has halted, and with noise in the states."""
+    def _start_step(self) -> Carry:
+        """The slots with a fresh puzzle where one has halted, with noise in the states, and as far ahead as drawn."""
         fresh = self.carry.halted
         carry = refill(self.reasoner, self.carry, self._incoming(), fresh)
         state = carry.state
@@ -123,16 +121,10 @@ class Trainer:
             state = disturb(state, self.config.random_init, self.rng, instead=fresh)
         if self.config.noise:
             state = disturb(state, self.config.noise, self.rng)
-        return carry._replace(state=state)
-
-    @torch.no_grad()
-    def _ahead(self, carry: Carry) -> State:
-        """The states of the slots, as far ahead as drawn."""
-        state = carry.state
         if self.config.progressive:
             for _ in range(int(torch.randint(self.config.progressive + 1, (), generator=self.rng))):
                 state = self.halting.step(self.reasoner, state, carry.batch, self.gradient).state
-        return state
+        return carry._replace(state=state)
 
     @torch.no_grad()
     def _following(self, state: State) -> Prediction:

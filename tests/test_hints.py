@@ -1,0 +1,147 @@
+"""Hints: a second label at each position that only training sees."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from loopwise.checkpoint import load_model
+from loopwise.cli import main
+from loopwise.reasoners.looped import Looped, LoopedConfig
+from loopwise.storage import read_tensors
+from loopwise.tasks.maze import Maze, MazeConfig
+from loopwise.tasks.maze_paths import GOAL, OPEN, START, WALL, solve
+from loopwise.training.losses import softmax_cross_entropy
+from loopwise.types import IGNORE_LABEL, Batch
+
+SIZE = 7
+STEPS = {"down": SIZE, "left": -1, "right": 1, "up": -SIZE}
+
+OPTIONS = f"maze --task.size {SIZE} --task.min-moves 4 --task.train 30 --task.validation 10 --task.test 10"
+OPTIONS += " --reasoner looped --reasoner.hidden-size 8 --reasoner.width-multiple 8 --reasoner.num-layers 1"
+OPTIONS += " --reasoner.core convolution --reasoner.registers 0"
+OPTIONS += " --training.batch-size 4 --training.warmup-steps 0 --training.ema 0 --training.loss softmax --tracker none"
+
+
+def train(folder, *more, steps=2):
+    return ["train", *OPTIONS.split(), "--training.steps", str(steps), "--out", str(folder), *more]
+
+
+def mazes():
+    """Mazes of which some have cells that no way leads to."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        maze = np.where(rng.random(SIZE * SIZE) < 0.4, WALL, OPEN).astype(np.int32)
+        maze[rng.permutation(SIZE * SIZE)[:2]] = START, GOAL
+        yield maze
+
+
+def test_a_maze_tells_the_first_move_from_every_cell():
+    """Wherever S is put, the hints lead from there along the very path of the label to G; the other cells have none."""
+    task = Maze(MazeConfig(size=SIZE, hints=True))
+    symbols, hinted = task.spec.hints, 0
+    for maze in mazes():
+        hints = task.hints(maze)
+        assert hints.dtype == np.int32
+        for cell in range(len(maze)):
+            moved = np.where(maze == START, OPEN, maze)
+            if moved[cell] != OPEN:
+                assert hints[cell] == IGNORE_LABEL
+                continue
+            moved[cell] = START
+            path, here = [], cell
+            while hints[here] != IGNORE_LABEL:
+                here += STEPS[symbols[hints[here]]]
+                path.append(here)
+            wanted = set(np.flatnonzero(solve(moved) != moved))
+            if path:
+                assert maze[here] == GOAL
+                assert set(path[:-1]) == wanted
+                assert len(path) == len(wanted) + 1
+            else:
+                assert not wanted
+            hinted += bool(path)
+    assert hinted > 1000
+
+
+def test_only_training_reads_hints():
+    """A network has a head for them if its task gives any, and uses it in training alone; its answers need none."""
+    told, untold = (Maze(MazeConfig(size=SIZE, hints=hints)) for hints in (True, False))
+    config = LoopedConfig(hidden_size=8, num_layers=1, core="convolution", registers=0, width_multiple=8)
+    with_head, without = Looped(config, told.spec), Looped(config, untold.spec)
+    assert set(with_head.state_dict()) - set(without.state_dict()) == {"hints.weight"}
+    state = with_head.init_state(3, SIZE * SIZE)
+    said, other = with_head.train().readout(state), without.train().readout(state)
+    assert said.hint_logits.shape == (3, SIZE * SIZE, 4)
+    for nothing in (other, with_head.eval().readout(state)):
+        assert nothing.hint_logits.shape == (3, SIZE * SIZE, 0)
+    torch.testing.assert_close(said.logits, other.logits, rtol=0, atol=0)
+
+
+def test_the_loss_of_the_hints_is_added_with_its_weight(tmp_path):
+    """The loss of a step is that of answer and halting plus `hint_weight` times that of the hints, which is what the
+    network's head says of them; with a weight of 0 they change no weight but their own head's.
+    """
+
+    def losses(name, *more):
+        assert main(train(tmp_path / name, *more, steps=1)) == 0
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        record = next(r for r in map(json.loads, lines) if r["kind"] == "train")
+        return record, read_tensors(tmp_path / name / "model.safetensors")[0]
+
+    none, plain = losses("none")
+    half, taught = losses("half", "--task.hints", "--training.hint-weight", "0.5")
+    zero, untaught = losses("zero", "--task.hints", "--training.hint-weight", "0")
+    assert none["hint_loss"] == 0
+    assert half["hint_loss"] == zero["hint_loss"] > 1
+    for record, weight in ((none, 0), (half, 0.5), (zero, 0)):
+        rest = record["answer_loss"] + 0.5 * record["halting_loss"]
+        assert record["loss"] == pytest.approx(rest + weight * record["hint_loss"], rel=1e-5)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(untaught[name], tensor, rtol=0, atol=0)
+    assert any(not torch.equal(taught[name], tensor) for name, tensor in plain.items())
+
+
+def test_the_head_of_the_hints_learns_them(tmp_path):
+    """After some training the head tells the moves of mazes that it was not trained on better than chance and than
+    before.
+    """
+
+    def loss(folder):
+        model, _ = load_model(folder)
+        data = model.task.examples("validation")
+        puzzles = torch.as_tensor(data.inputs, dtype=torch.int64)
+        batch = Batch.unlabelled(puzzles)
+        model.reasoner.train()
+        _, said = model.reasoner(model.reasoner.init_state(*puzzles.shape), batch, model.gradient)
+        hints = torch.as_tensor(np.stack([model.task.hints(p) for p in data.inputs]), dtype=torch.int64)
+        return float(softmax_cross_entropy(said.hint_logits, hints).detach().sum() / (hints >= 0).sum())
+
+    options = ("--task.hints", "--training.lr", "5e-3")
+    assert main(train(tmp_path / "begun", *options, steps=1)) == 0
+    assert main(train(tmp_path / "taught", *options, steps=80)) == 0
+    assert loss(tmp_path / "taught") < 0.8 * loss(tmp_path / "begun")
+    assert loss(tmp_path / "taught") < np.log(4)
+
+
+def test_a_ponder_shares_hints_as_it_shares_answers(tmp_path):
+    """Adaptive computation time takes its mean over the hints of its steps too, and learns from it."""
+    assert main(train(tmp_path / "act", "--task.hints", "--halting", "act", steps=1)) == 0
+    assert json.loads((tmp_path / "act" / "log.jsonl").read_text().splitlines()[0])["hint_loss"] > 1
+
+
+def test_weights_go_on_with_hints_and_without(terminal, tmp_path):
+    """A run with hints starts from weights that never had any, and the other way round; a family that has no head for
+    them says so in a line.
+    """
+    still = ("--training.lr", "1e-9", "--training.weight-decay", "0")
+    assert main(train(tmp_path / "a", *still)) == 0
+    assert main(train(tmp_path / "b", *still, "--task.hints", "--training.start-from", str(tmp_path / "a"))) == 0
+    assert main(train(tmp_path / "c", *still, "--training.start-from", str(tmp_path / "b"))) == 0
+    first, last = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in "ac")
+    assert first.keys() == last.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(last[name], tensor, rtol=0, atol=1e-6)
+    lattice = ("train", "maze", "--task.hints", "--reasoner", "lattice", "--out", tmp_path / "d")
+    assert "no head to learn hints" in terminal.refuses(*lattice)
