@@ -37,43 +37,76 @@ def mazes():
         yield maze
 
 
+def distances(maze):
+    """The moves from each cell to G, by a sweep over all cells until nothing changes; none where no way leads there."""
+    found = {int((maze == GOAL).argmax()): 0}
+    for moves in range(len(maze)):
+        for cell in [cell for cell, known in found.items() if known == moves]:
+            row, column = divmod(cell, SIZE)
+            around = {"down": row < SIZE - 1, "up": row > 0, "right": column < SIZE - 1, "left": column > 0}
+            for name in (name for name, inside in around.items() if inside):
+                other = cell + STEPS[name]
+                if maze[other] != WALL:
+                    found.setdefault(other, moves + 1)
+    return found
+
+
 def test_a_maze_tells_the_first_move_from_every_cell():
-    """Wherever S is put, the hints lead from there along the very path of the label to G; the other cells have none."""
-    task = Maze(MazeConfig(size=SIZE, hints=True))
-    symbols, hinted = task.spec.hints, 0
+    """Once the wave is through, the hints lead from every cell along the very path that would be the label if S stood
+    there; walls and G have none, and cells that no way leads to are unreached for ever.
+    """
+    task = Maze(MazeConfig(size=SIZE, hints=1))
+    *moves, unreached = task.spec.hints
+    assert unreached == "unreached"
+    walked = 0
     for maze in mazes():
-        hints = task.hints(maze)
+        hints, away = task.hints(maze, 100), distances(maze)
         assert hints.dtype == np.int32
         for cell in range(len(maze)):
-            moved = np.where(maze == START, OPEN, maze)
-            if moved[cell] != OPEN:
+            if maze[cell] in (WALL, GOAL):
                 assert hints[cell] == IGNORE_LABEL
-                continue
-            moved[cell] = START
-            path, here = [], cell
-            while hints[here] != IGNORE_LABEL:
-                here += STEPS[symbols[hints[here]]]
-                path.append(here)
-            wanted = set(np.flatnonzero(solve(moved) != moved))
-            if path:
-                assert maze[here] == GOAL
-                assert set(path[:-1]) == wanted
-                assert len(path) == len(wanted) + 1
+            elif cell not in away:
+                assert hints[cell] == len(moves)
             else:
-                assert not wanted
-            hinted += bool(path)
-    assert hinted > 1000
+                moved = np.where(maze == START, OPEN, maze)
+                moved[cell] = START
+                path, here = [], cell
+                while maze[here] != GOAL:
+                    here += STEPS[moves[hints[here]]]
+                    path.append(here)
+                assert set(path[:-1]) == set(np.flatnonzero(solve(moved) != moved))
+                assert len(path) == away[cell]
+                walked += 1
+    assert walked > 1000
+
+
+@pytest.mark.parametrize("pace", [1, 2])
+def test_hints_spread_from_the_goal_step_by_step(pace):
+    """After so many steps the cells as near as the wave is asked to be have their move, those more than twice as far
+    are said to be unreached, and of those between nothing is said.
+    """
+    task, kinds = Maze(MazeConfig(size=SIZE, hints=pace)), set()
+    for maze in mazes():
+        whole, away = task.hints(maze, 100), distances(maze)
+        for steps in range(1, 5):
+            hints = task.hints(maze, steps)
+            for cell in np.flatnonzero((maze != WALL) & (maze != GOAL)):
+                moves = away.get(cell, 1000)
+                reached, late = moves <= pace * steps, moves > 2 * pace * steps
+                assert hints[cell] == (whole[cell] if reached else 4 if late else IGNORE_LABEL)
+                kinds.add((reached, late))
+    assert len(kinds) == 3
 
 
 def test_only_training_reads_hints():
     """A network has a head for them if its task gives any, and uses it in training alone; its answers need none."""
-    told, untold = (Maze(MazeConfig(size=SIZE, hints=hints)) for hints in (True, False))
+    told, untold = (Maze(MazeConfig(size=SIZE, hints=hints)) for hints in (2, 0))
     config = LoopedConfig(hidden_size=8, num_layers=1, core="convolution", registers=0, width_multiple=8)
     with_head, without = Looped(config, told.spec), Looped(config, untold.spec)
     assert set(with_head.state_dict()) - set(without.state_dict()) == {"hints.weight"}
     state = with_head.init_state(3, SIZE * SIZE)
     said, other = with_head.train().readout(state), without.train().readout(state)
-    assert said.hint_logits.shape == (3, SIZE * SIZE, 4)
+    assert said.hint_logits.shape == (3, SIZE * SIZE, 5)
     for nothing in (other, with_head.eval().readout(state)):
         assert nothing.hint_logits.shape == (3, SIZE * SIZE, 0)
     torch.testing.assert_close(said.logits, other.logits, rtol=0, atol=0)
@@ -91,8 +124,8 @@ def test_the_loss_of_the_hints_is_added_with_its_weight(tmp_path):
         return record, read_tensors(tmp_path / name / "model.safetensors")[0]
 
     none, plain = losses("none")
-    half, taught = losses("half", "--task.hints", "--training.hint-weight", "0.5")
-    zero, untaught = losses("zero", "--task.hints", "--training.hint-weight", "0")
+    half, taught = losses("half", "--task.hints", "2", "--training.hint-weight", "0.5")
+    zero, untaught = losses("zero", "--task.hints", "2", "--training.hint-weight", "0")
     assert none["hint_loss"] == 0
     assert half["hint_loss"] == zero["hint_loss"] > 1
     for record, weight in ((none, 0), (half, 0.5), (zero, 0)):
@@ -115,19 +148,19 @@ def test_the_head_of_the_hints_learns_them(tmp_path):
         batch = Batch.unlabelled(puzzles)
         model.reasoner.train()
         _, said = model.reasoner(model.reasoner.init_state(*puzzles.shape), batch, model.gradient)
-        hints = torch.as_tensor(np.stack([model.task.hints(p) for p in data.inputs]), dtype=torch.int64)
+        hints = torch.as_tensor(np.stack([model.task.hints(p, 1) for p in data.inputs]), dtype=torch.int64)
         return float(softmax_cross_entropy(said.hint_logits, hints).detach().sum() / (hints >= 0).sum())
 
-    options = ("--task.hints", "--training.lr", "5e-3")
+    options = ("--task.hints", "2", "--training.lr", "5e-3", "--halting.max-steps", "1")
     assert main(train(tmp_path / "begun", *options, steps=1)) == 0
     assert main(train(tmp_path / "taught", *options, steps=80)) == 0
     assert loss(tmp_path / "taught") < 0.8 * loss(tmp_path / "begun")
-    assert loss(tmp_path / "taught") < np.log(4)
+    assert loss(tmp_path / "taught") < np.log(5)
 
 
 def test_a_ponder_shares_hints_as_it_shares_answers(tmp_path):
     """Adaptive computation time takes its mean over the hints of its steps too, and learns from it."""
-    assert main(train(tmp_path / "act", "--task.hints", "--halting", "act", steps=1)) == 0
+    assert main(train(tmp_path / "act", "--task.hints", "2", "--halting", "act", steps=1)) == 0
     assert json.loads((tmp_path / "act" / "log.jsonl").read_text().splitlines()[0])["hint_loss"] > 1
 
 
@@ -137,11 +170,11 @@ def test_weights_go_on_with_hints_and_without(terminal, tmp_path):
     """
     still = ("--training.lr", "1e-9", "--training.weight-decay", "0")
     assert main(train(tmp_path / "a", *still)) == 0
-    assert main(train(tmp_path / "b", *still, "--task.hints", "--training.start-from", str(tmp_path / "a"))) == 0
+    assert main(train(tmp_path / "b", *still, "--task.hints", "2", "--training.start-from", str(tmp_path / "a"))) == 0
     assert main(train(tmp_path / "c", *still, "--training.start-from", str(tmp_path / "b"))) == 0
     first, last = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in "ac")
     assert first.keys() == last.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(last[name], tensor, rtol=0, atol=1e-6)
-    lattice = ("train", "maze", "--task.hints", "--reasoner", "lattice", "--out", tmp_path / "d")
+    lattice = ("train", "maze", "--task.hints", "2", "--reasoner", "lattice", "--out", tmp_path / "d")
     assert "no head to learn hints" in terminal.refuses(*lattice)

@@ -89,10 +89,10 @@ class Task(ABC, Generic[C]):
         """
         return inputs, labels
 
-    def hints(self, inputs: Tokens) -> Tokens:
-        """What the puzzle `inputs` [L] tells on the way to its answer: at each position a hint of `spec.hints`, by its
-        number, or IGNORE_LABEL. A second label that training alone sees, such as the trace of an algorithm (the word
-        is that of CLRS, arXiv 2205.15659).
+    def hints(self, inputs: Tokens, steps: int) -> Tokens:
+        """What should be known of the puzzle `inputs` [L] after so many supervision steps, on the way to its answer: at
+        each position a hint of `spec.hints`, by its number, or IGNORE_LABEL. A second label that training alone sees,
+        such as the trace of an algorithm (the word is that of CLRS, arXiv 2205.15659).
         """
         return np.full_like(inputs, IGNORE_LABEL)
 

@@ -42,8 +42,10 @@ __all__ = ["Maze", "MazeConfig"]
 
 BLANKS = " ."
 
-MOVES = ("down", "left", "right", "up")
-"""The hints, in the order of the rule."""
+HINTS = ("down", "left", "right", "up", "unreached")
+"""The moves in the order of the rule, and where the wave has not come."""
+SLACK = 2
+"""How many times faster than asked the wave may be: from where to where nothing is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +66,24 @@ class MazeConfig(TaskConfig):
     """Mazes to train and validate on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
     test_file: str = ""
     """Mazes to test on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
-    hints: bool = False
-    """Whether training is told the first move from every cell on its shortest path to G, beside the path from S."""
+    hints: int = 0
+    """Cells that a wave from G comes further with each supervision step. Beside the path, training is then told the
+    first move to G from all cells that the wave has reached, and of those it cannot have reached that it has not.
+    """
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
         if not 3 <= self.size <= MOST:
             raise ConfigError(f"maze: size is {self.size}, must be 3 to {MOST}")
-        for option, least in (("min_moves", 1), ("train", 1), ("validation", 0), ("test", 0), ("seed", 0)):
+        for option, least in (
+            ("min_moves", 1),
+            ("train", 1),
+            ("validation", 0),
+            ("test", 0),
+            ("hints", 0),
+            ("seed", 0),
+        ):
             value = getattr(self, option)
             if value is not None and value < least:
                 raise ConfigError(f"maze: {option} is {value}, must be at least {least}")
@@ -107,7 +118,7 @@ class Maze(Task[MazeConfig]):
     def spec(self) -> TaskSpec:
         """V = 6 tokens on n x n cells."""
         shape = self.config.size, self.config.size
-        hints = MOVES if self.config.hints else ()
+        hints = HINTS if self.config.hints else ()
         return TaskSpec(vocab_size=len(SYMBOLS) + 1, shape=shape, symbols=("", *SYMBOLS), hints=hints)
 
     def examples(self, split: Split) -> Examples:
@@ -138,9 +149,10 @@ class Maze(Task[MazeConfig]):
 
         return new_inputs, new_labels, inverse
 
-    def hints(self, inputs: Tokens) -> Tokens:
-        """The first move from each cell on the path that the rule takes from there to G."""
-        moves = first_moves(inputs)
+    def hints(self, inputs: Tokens, steps: int) -> Tokens:
+        """The first move from each cell on the path that the rule takes from there to G, if a wave has reached it."""
+        reached = self.config.hints * steps
+        moves = first_moves(inputs, reached, SLACK * reached)
         return np.where(moves < 0, IGNORE_LABEL, moves).astype(np.int32)
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool:

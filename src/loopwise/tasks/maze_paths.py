@@ -97,23 +97,27 @@ def solve(maze: Cells) -> Cells:
     return answer
 
 
-def first_moves(maze: Cells) -> Cells:
-    """The first move from each cell on its label's path to G: 0 down, 1 left, 2 right, 3 up; -1 at G and where no path
-    leads there.
+def first_moves(maze: Cells, near: int, far: int) -> Cells:
+    """The first move of the label's path to G from each cell at most `near` moves away: 0 down, 1 left, 2 right, 3 up.
+
+    4 where more than `far` moves are needed, or no way leads to G; -1 at walls, at G and where nothing of this holds.
     """
     n = _side(maze)
     ground, here = _to_bits(maze != WALL), _to_bits(maze == GOAL)
     moves = [0, 0, 0, 0]
-    while here:
+    for distance in range(far + 1):
         ground &= ~here
+        if not here or distance == far:
+            break
         nearer, here = here, 0
         # Who goes down to a nearer cell stands above it, and so on, in the order of the rule.
         for move, above in enumerate((nearer >> n + 1, nearer << 1, nearer >> 1, nearer << n + 1)):
             new = above & ground & ~here
-            moves[move] |= new
             here |= new
+            if distance < near:
+                moves[move] |= new
     found = np.full_like(maze, -1)
-    for move, cells in enumerate(moves):
+    for move, cells in enumerate((*moves, ground)):
         found[_to_flags(cells, n)] = move
     return found
 

@@ -107,7 +107,8 @@ class Trainer:
         logits = prediction.hint_logits
         if not logits.shape[-1]:
             return prediction.own_loss.new_zeros(())
-        told = np.stack([self.stream.task.hints(puzzle) for puzzle in self.carry.batch.inputs.cpu().numpy()])
+        puzzles, steps = self.carry.batch.inputs.cpu().numpy(), (self.carry.steps + 1).tolist()
+        told = np.stack([self.stream.task.hints(*row) for row in zip(puzzles, steps, strict=True)])
         hints = torch.as_tensor(told, dtype=torch.int64, device=logits.device)
         return answer_loss(self.config.loss, logits, hints)[0]
 
@@ -122,8 +123,10 @@ class Trainer:
         if self.config.noise:
             state = disturb(state, self.config.noise, self.rng)
         if self.config.progressive:
-            for _ in range(int(torch.randint(self.config.progressive + 1, (), generator=self.rng))):
+            ahead = int(torch.randint(self.config.progressive + 1, (), generator=self.rng))
+            for _ in range(ahead):
                 state = self.halting.step(self.reasoner, state, carry.batch, self.gradient).state
+            carry = carry._replace(steps=carry.steps + ahead)
         return carry._replace(state=state)
 
     @torch.no_grad()
