@@ -44,8 +44,6 @@ BLANKS = " ."
 
 HINTS = ("down", "left", "right", "up", "unreached")
 """The moves in the order of the rule, and where the wave has not come."""
-SLACK = 2
-"""How many times faster than asked the wave may be: from where to where nothing is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ class MazeConfig(TaskConfig):
     """Mazes to test on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
     hints: int = 0
     """Cells that a wave from G comes further with each supervision step. Beside the path, training is then told the
-    first move to G from all cells that the wave has reached, and of those it cannot have reached that it has not.
+    first move to G from all cells that the wave has reached, and of the others that it has not.
     """
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
@@ -151,8 +149,7 @@ class Maze(Task[MazeConfig]):
 
     def hints(self, inputs: Tokens, steps: int) -> Tokens:
         """The first move from each cell on the path that the rule takes from there to G, if a wave has reached it."""
-        reached = self.config.hints * steps
-        moves = first_moves(inputs, reached, SLACK * reached)
+        moves = first_moves(inputs, self.config.hints * steps)
         return np.where(moves < 0, IGNORE_LABEL, moves).astype(np.int32)
 
     def verify(self, inputs: Tokens, answer: Tokens) -> bool:

@@ -97,25 +97,25 @@ def solve(maze: Cells) -> Cells:
     return answer
 
 
-def first_moves(maze: Cells, near: int, far: int) -> Cells:
-    """The first move of the label's path to G from each cell at most `near` moves away: 0 down, 1 left, 2 right, 3 up.
+def first_moves(maze: Cells, most: int) -> Cells:
+    """The first move of the label's path to G from each cell at most `most` moves away: 0 down, 1 left, 2 right, 3 up.
 
-    4 where more than `far` moves are needed, or no way leads to G; -1 at walls, at G and where nothing of this holds.
+    4 where more moves are needed, or no way leads to G; -1 at walls and at G.
     """
     n = _side(maze)
-    ground, here = _to_bits(maze != WALL), _to_bits(maze == GOAL)
+    here = _to_bits(maze == GOAL)
+    ground = _to_bits(maze != WALL) & ~here
     moves = [0, 0, 0, 0]
-    for distance in range(far + 1):
-        ground &= ~here
-        if not here or distance == far:
+    for _ in range(most):
+        if not here:
             break
         nearer, here = here, 0
         # Who goes down to a nearer cell stands above it, and so on, in the order of the rule.
-        for move, above in enumerate((nearer >> n + 1, nearer << 1, nearer >> 1, nearer << n + 1)):
-            new = above & ground & ~here
+        for move, beside in enumerate((nearer >> n + 1, nearer << 1, nearer >> 1, nearer << n + 1)):
+            new = beside & ground
+            moves[move] |= new
             here |= new
-            if distance < near:
-                moves[move] |= new
+            ground ^= new
     found = np.full_like(maze, -1)
     for move, cells in enumerate((*moves, ground)):
         found[_to_flags(cells, n)] = move
