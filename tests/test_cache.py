@@ -2,13 +2,16 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from loopwise.data import cache
 from loopwise.errors import DataError
+from loopwise.tasks.maze import Maze, MazeConfig
 from loopwise.tasks.sorting import Sorting, SortingConfig
+from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.tasks.table import Table, TableConfig
 
 
@@ -27,6 +30,24 @@ def test_what_was_made_once_is_kept(monkeypatch):
         np.testing.assert_array_equal(kept, column)
     with pytest.raises(AssertionError, match="made again"):
         cache.examples(Sorting(SortingConfig(n=5, test=31)), "test")
+
+
+@pytest.mark.parametrize(
+    ("task", "plain", "other"),
+    [
+        (Maze, MazeConfig(size=6, test=10), {"hints": 4}),
+        (Sudoku, SudokuConfig(box="2x2", train=10, validation=2, test=10), {"reveal": 3}),
+    ],
+)
+def test_options_of_teaching_leave_the_examples_as_they_are(task, plain, other, monkeypatch):
+    """What training shows or tells of an example is no reason to make the examples again; they would be the same."""
+    taught = task(replace(plain, **other))
+    assert taught.config.teaching == tuple(other)
+    made, again = cache.examples(task(plain), "test"), taught.examples("test")
+    forbid(monkeypatch, task)
+    for kept, column, fresh in zip(cache.examples(taught, "test"), made, again, strict=True):
+        np.testing.assert_array_equal(kept, column)
+        np.testing.assert_array_equal(fresh, column)
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path, monkeypatch):

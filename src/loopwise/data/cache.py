@@ -52,7 +52,8 @@ def examples(task: Task[Any], split: Split) -> Examples:
     files = [_digest(Path(file)) for file in task.files]
     if None in files:
         return task.examples(split)  # which says what is wrong with the file, if the split needs it
-    key = json.dumps([_source(), task.name, to_json(task.config), split, files], sort_keys=True)
+    options = {name: value for name, value in to_json(task.config).items() if name not in task.config.teaching}
+    key = json.dumps([_source(), task.name, options, split, files], sort_keys=True)
     folder = cache_folder() / f"{task.name}-{split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     try:
         return Examples(*(np.load(folder / f"{field}.npy", mmap_mode="r") for field in Examples._fields))

@@ -31,6 +31,9 @@ def identity(answer: Tokens) -> Tokens:
 class TaskConfig:
     """Base of the options of a task. Every option has a default, and a docstring that the command line shows."""
 
+    teaching: ClassVar[tuple[str, ...]] = ()
+    """Options by which training shows the examples otherwise, or tells more of them; the examples are the same."""
+
 
 C = TypeVar("C", bound=TaskConfig)
 

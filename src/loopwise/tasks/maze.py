@@ -50,6 +50,8 @@ HINTS = ("down", "left", "right", "up", "unreached")
 class MazeConfig(TaskConfig):
     """Options of the maze task."""
 
+    teaching: ClassVar[tuple[str, ...]] = ("hints",)
+
     size: int = 30
     """Rows, and columns, of a maze: 3 to 64."""
     min_moves: int | None = None

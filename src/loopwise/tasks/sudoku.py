@@ -36,6 +36,8 @@ SEPARATORS = "|+-"
 class SudokuConfig(TaskConfig):
     """Options of the sudoku task. A size of None is the board's own, see each."""
 
+    teaching: ClassVar[tuple[str, ...]] = ("reveal",)
+
     box: str = "3x3"
     """Rows x columns of a box: 3x3 is the usual 9x9 board, 2x2 makes a 4x4 board, 2x3 a 6x6 one; side 4 to 25."""
     train: int | None = None
