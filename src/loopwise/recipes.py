@@ -299,28 +299,35 @@ def maze_8x8() -> RunConfig:
     )
 
 
-def maze_12x12() -> RunConfig:
-    """12x12 mazes with hints, a wave from the goal: what is learned here goes on at 30x30."""
+def maze_15x15() -> RunConfig:
+    """15x15 mazes by the same network: 95 % exact in 41 minutes on one core, started from the weights of maze-8x8.
+
+    `loopwise train maze-15x15 --training.start-from runs/maze-8x8`.
+    """
     before = maze_8x8()
     return replace(
         before,
-        task_config=MazeConfig(size=12, min_moves=18, train=15_500, hints=16),
-        training=replace(before.training, steps=1800, batch_size=32, progressive=3, eval_every=180),
+        task_config=MazeConfig(size=15, min_moves=24, train=30_000),
+        training=replace(before.training, lr=1e-3, steps=4600, batch_size=32, ema=0.995, progressive=3, eval_every=460),
     )
 
 
 def maze_30x30() -> RunConfig:
-    """30x30 mazes by the same network, from the weights of maze-12x12: waves that stay where they have been.
+    """30x30 mazes by the same network: 73 % of Maze-Hard in 35 minutes on one core, from the weights of maze-15x15.
 
-    `loopwise train maze-30x30 --training.start-from runs/maze-12x12`.
+    `loopwise train maze-30x30 --training.start-from runs/maze-15x15 --task.train-file FILE`. The shipped weights
+    went on from there, 79 %: 5,600 steps of 12 mazes, rate 1e-3, ema 0.995, progressive 8, 89 minutes (records/).
     """
-    before = maze_12x12()
+    before = maze_15x15()
     return replace(
         before,
-        task_config=MazeConfig(train=8000, validation=48, hints=16),
-        halting_config=HaltingConfig(max_steps=24, weight=0.1),
-        training=replace(before.training, lr=1.5e-3, steps=1080, batch_size=8, progressive=14, eval_every=270),
-    )
+        task_config=MazeConfig(),
+        halting_config=HaltingConfig(max_steps=16, weight=0.1),
+        training=replace(
+            before.training, lr=7e-4, steps=2100, batch_size=10, warmup_steps=50, ema=0.99, progressive=10,
+            eval_every=240,
+        ),
+    )  # fmt: skip
 
 
 def _published(reasoner: TRMConfig) -> RunConfig:
