@@ -11,12 +11,10 @@ from loopwise.cli import main
 from loopwise.reasoners.looped import Looped, LoopedConfig
 from loopwise.storage import read_tensors
 from loopwise.tasks.maze import Maze, MazeConfig
-from loopwise.tasks.maze_paths import GOAL, OPEN, START, WALL, solve
 from loopwise.training.losses import softmax_cross_entropy
-from loopwise.types import IGNORE_LABEL, Batch
+from loopwise.types import Batch
 
 SIZE = 7
-STEPS = {"down": SIZE, "left": -1, "right": 1, "up": -SIZE}
 
 OPTIONS = f"maze --task.size {SIZE} --task.min-moves 4 --task.train 30 --task.validation 10 --task.test 10"
 OPTIONS += " --reasoner looped --reasoner.hidden-size 8 --reasoner.width-multiple 8 --reasoner.num-layers 1"
@@ -26,73 +24,6 @@ OPTIONS += " --training.batch-size 4 --training.warmup-steps 0 --training.ema 0 
 
 def train(folder, *more, steps=2):
     return ["train", *OPTIONS.split(), "--training.steps", str(steps), "--out", str(folder), *more]
-
-
-def mazes():
-    """Mazes of which some have cells that no way leads to."""
-    rng = np.random.default_rng(3)
-    for _ in range(200):
-        maze = np.where(rng.random(SIZE * SIZE) < 0.4, WALL, OPEN).astype(np.int32)
-        maze[rng.permutation(SIZE * SIZE)[:2]] = START, GOAL
-        yield maze
-
-
-def distances(maze):
-    """The moves from each cell to G, by a sweep over all cells until nothing changes; none where no way leads there."""
-    found = {int((maze == GOAL).argmax()): 0}
-    for moves in range(len(maze)):
-        for cell in [cell for cell, known in found.items() if known == moves]:
-            row, column = divmod(cell, SIZE)
-            around = {"down": row < SIZE - 1, "up": row > 0, "right": column < SIZE - 1, "left": column > 0}
-            for name in (name for name, inside in around.items() if inside):
-                other = cell + STEPS[name]
-                if maze[other] != WALL:
-                    found.setdefault(other, moves + 1)
-    return found
-
-
-def test_a_maze_tells_the_first_move_from_every_cell():
-    """Once the wave is through, the hints lead from every cell along the very path that would be the label if S stood
-    there; walls and G have none, and cells that no way leads to are unreached for ever.
-    """
-    task = Maze(MazeConfig(size=SIZE, hints=1))
-    *moves, unreached = task.spec.hints
-    assert unreached == "unreached"
-    walked = 0
-    for maze in mazes():
-        hints, away = task.hints(maze, 100), distances(maze)
-        assert hints.dtype == np.int32
-        for cell in range(len(maze)):
-            if maze[cell] in (WALL, GOAL):
-                assert hints[cell] == IGNORE_LABEL
-            elif cell not in away:
-                assert hints[cell] == len(moves)
-            else:
-                moved = np.where(maze == START, OPEN, maze)
-                moved[cell] = START
-                path, here = [], cell
-                while maze[here] != GOAL:
-                    here += STEPS[moves[hints[here]]]
-                    path.append(here)
-                assert set(path[:-1]) == set(np.flatnonzero(solve(moved) != moved))
-                assert len(path) == away[cell]
-                walked += 1
-    assert walked > 1000
-
-
-@pytest.mark.parametrize("pace", [1, 2])
-def test_hints_spread_from_the_goal_step_by_step(pace):
-    """After so many steps the cells that a wave of this pace has reached have their move, the others are unreached."""
-    task, kinds = Maze(MazeConfig(size=SIZE, hints=pace)), set()
-    for maze in mazes():
-        whole, away = task.hints(maze, 100), distances(maze)
-        for steps in range(1, 5):
-            hints = task.hints(maze, steps)
-            for cell in np.flatnonzero((maze != WALL) & (maze != GOAL)):
-                reached = away.get(cell, 1000) <= pace * steps
-                assert hints[cell] == (whole[cell] if reached else 4)
-                kinds.add(reached)
-    assert len(kinds) == 2
 
 
 def test_only_training_reads_hints():

@@ -135,6 +135,57 @@ def test_verify_accepts_the_shortest_paths_and_nothing_else():
     assert right > 10
 
 
+def hinted_mazes(size=7):
+    """Mazes of which some have cells that no way leads to, with the moves from each cell to G."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        maze = random_maze(size, rng, share=0.4)
+        yield maze, distances(maze, int((maze == GOAL).argmax()))
+
+
+def test_the_hints_are_the_first_move_from_every_cell():
+    """Once the wave is through, the hints lead from every cell along the very path that would be the label if S stood
+    there; walls and G have none, and cells that no way leads to are unreached for ever.
+    """
+    task, walked = Maze(MazeConfig(size=7, hints=1)), 0
+    assert task.spec.hints == (*MOVES, "unreached")
+    steps = [7 * down + right for down, right in MOVES.values()]
+    for maze, away in hinted_mazes():
+        hints = task.hints(maze, 100)
+        assert hints.dtype == np.int32
+        for cell in range(len(maze)):
+            if maze[cell] in (WALL, GOAL):
+                assert hints[cell] == IGNORE_LABEL
+            elif cell not in away:
+                assert hints[cell] == len(MOVES)
+            else:
+                moved = np.where(maze == START, OPEN, maze)
+                moved[cell] = START
+                path, here = [], cell
+                while maze[here] != GOAL:
+                    here += steps[hints[here]]
+                    path.append(here)
+                assert set(path[:-1]) == set(np.flatnonzero(solve(moved) != moved))
+                assert len(path) == away[cell]
+                walked += 1
+    assert walked > 1000
+
+
+@pytest.mark.parametrize("pace", [1, 2])
+def test_the_hints_spread_from_the_goal_step_by_step(pace):
+    """After so many steps the cells that a wave of this pace has reached have their move, the others are unreached."""
+    task, kinds = Maze(MazeConfig(size=7, hints=pace)), set()
+    for maze, away in hinted_mazes():
+        whole = task.hints(maze, 100)
+        for steps in range(1, 5):
+            hints = task.hints(maze, steps)
+            for cell in np.flatnonzero((maze != WALL) & (maze != GOAL)):
+                reached = away.get(cell, 1000) <= pace * steps
+                assert hints[cell] == (whole[cell] if reached else len(MOVES))
+                kinds.add(reached)
+    assert len(kinds) == 2
+
+
 @settings(deadline=None, database=None)
 @given(seed=st.integers(0, 2**32), changes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 5)), max_size=4))
 def test_verify_notices_any_change(seed, changes):
