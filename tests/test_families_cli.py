@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-import loopwise
 import loopwise.reasoners
+import loopwise.recipes
 from loopwise.checkpoint import CONFIG, load_model, read_model, save_weights
 from loopwise.cli import main
 from loopwise.models import shipped
