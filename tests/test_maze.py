@@ -135,11 +135,11 @@ def test_verify_accepts_the_shortest_paths_and_nothing_else():
     assert right > 10
 
 
-def hinted_mazes(size=7):
+def hinted_mazes():
     """Mazes of which some have cells that no way leads to, with the moves from each cell to G."""
     rng = np.random.default_rng(3)
     for _ in range(200):
-        maze = random_maze(size, rng, share=0.4)
+        maze = random_maze(7, rng, share=0.4)
         yield maze, distances(maze, int((maze == GOAL).argmax()))
 
 

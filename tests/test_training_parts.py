@@ -393,6 +393,7 @@ def test_progressive_training_meets_each_puzzle_once_at_a_random_depth():
                 found = depth
             state, _ = ahead.reasoner(state, ahead.carry.batch, ahead.gradient)
         depths.append(found)
+        assert (ahead.carry.steps == found).all()
         assert not ahead.carry.state.z.requires_grad
         ahead.carry = ahead._advance(ahead.carry.state, ahead.reasoner.readout(ahead.carry.state))
         assert ahead.carry.halted.all()

@@ -54,8 +54,6 @@ WORTH_COMPILING = 60.0
 """Seconds that a run takes at the least above which compiling, which takes up to half of that, saves time."""
 BLOCK = re.compile(r"(.*\bblocks\.)(\d+)(\..*)")
 """The name of a weight of a block: what is before the number of the block, the number, and what is after."""
-HINTS = "hints.weight"
-"""The name of the weights that read the hints."""
 TRAINING_SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
@@ -92,7 +90,7 @@ def build(config: RunConfig) -> Model:
     gradient = resolve(config.gradient, "loopwise.reasoners", GradientPolicy)  # type: ignore[type-abstract]
     halting = resolve(config.halting, "loopwise.reasoners", HaltingPolicy)  # type: ignore[type-abstract]
     dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
-    if task.spec.hints and not reasoner.learns_hints:
+    if task.spec.hints and not reasoner.hint_weights:
         raise ConfigError(f"{reasoner.name} has no head to learn hints with; leave out --task.hints, or train another")
     return Model(
         task=task,
@@ -157,8 +155,8 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     theirs = {name: _counterpart(name, tensors) for name in mine}
     try:
         found = {name: tensors[other] for name, other in theirs.items() if other in tensors}
-        if HINTS in mine:  # this head is used in training alone, and few models have it
-            found.setdefault(HINTS, mine[HINTS])
+        if reasoner.hint_weights in mine:
+            found.setdefault(reasoner.hint_weights, mine[reasoner.hint_weights])
         reasoner.load_state_dict(found)
     except RuntimeError:
         raise ConfigError(

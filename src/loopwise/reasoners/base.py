@@ -103,8 +103,10 @@ class Reasoner(nn.Module, ABC, Generic[C]):
     """Whether its steps are a search: it guesses and starts again, goes on until the rules accept its answer or the
     budget ends, and its scores are told apart from those of a single pass.
     """
-    learns_hints: ClassVar[bool] = False
-    """Whether it has a head for the hints that a task may give (`TaskSpec.hints`), from which only training reads."""
+    hint_weights: ClassVar[str] = ""
+    """The name of the weights by which it learns the hints that a task may give (`TaskSpec.hints`), where it can. Only
+    training uses them, so a run may start from a model that has none.
+    """
     round_rows: ClassVar[int] = 16
     """Rows are computed in multiples of so many, or one alone. Among 2 to 15 rows MKL rounds a narrow product, such as
     that of the halting head, by the place of the row, and with two threads a wide one among 33. With multiples of 16

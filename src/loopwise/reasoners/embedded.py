@@ -63,7 +63,7 @@ C = TypeVar("C", bound=EmbeddedConfig)
 class EmbeddedReasoner(Reasoner[C]):
     """A reasoner that embeds tokens and reads its answer from a state of vectors at positions."""
 
-    learns_hints: ClassVar[bool] = True
+    hint_weights: ClassVar[str] = "hints.weight"
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)

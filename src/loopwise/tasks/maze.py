@@ -68,7 +68,8 @@ class MazeConfig(TaskConfig):
     """Mazes to test on: .npz with inputs,labels or CSV (.gz too) with question,answer; else generated."""
     hints: int = 0
     """Cells that a wave from G comes further with each supervision step. Beside the path, training is then told the
-    first move to G from all cells that the wave has reached, and of the others that it has not.
+    first move to G from all cells that the wave has reached, and of the others that it has not. A convolution cannot
+    follow one that is faster than a cell an update.
     """
     seed: int = 0
     """Seed of the generator and of the choice of what is held out."""
