@@ -5,13 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
 
 from loopwise.checkpoint import load_model
 from loopwise.cli import main
+from loopwise.data.stream import Stream
+from loopwise.reasoners.gradients import FullBPTT
+from loopwise.reasoners.halting import Fixed, HaltingConfig
 from loopwise.reasoners.looped import Looped, LoopedConfig
 from loopwise.storage import read_tensors
 from loopwise.tasks.maze import Maze, MazeConfig
+from loopwise.tasks.maze_paths import PATH
+from loopwise.training.config import TrainingConfig
 from loopwise.training.losses import softmax_cross_entropy
+from loopwise.training.trainer import Trainer
 from loopwise.types import Batch
 
 SIZE = 7
@@ -42,7 +50,8 @@ def test_only_training_reads_hints():
 
 def test_the_loss_of_the_hints_is_added_with_its_weight(tmp_path):
     """The loss of a step is that of answer and halting plus `hint_weight` times that of the hints, which is what the
-    network's head says of them; with a weight of 0 they change no weight but their own head's.
+    network's head says of them; with a weight of 0 they change no weight but their own head's. (The wave of this test
+    has passed everywhere after one step, so that the whole answer is asked for, as without hints.)
     """
 
     def losses(name, *more):
@@ -52,8 +61,8 @@ def test_the_loss_of_the_hints_is_added_with_its_weight(tmp_path):
         return record, read_tensors(tmp_path / name / "model.safetensors")[0]
 
     none, plain = losses("none")
-    half, taught = losses("half", "--task.hints", "2", "--training.hint-weight", "0.5")
-    zero, untaught = losses("zero", "--task.hints", "2", "--training.hint-weight", "0")
+    half, taught = losses("half", "--task.hints", "100", "--training.hint-weight", "0.5")
+    zero, untaught = losses("zero", "--task.hints", "100", "--training.hint-weight", "0")
     assert none["hint_loss"] == 0
     assert half["hint_loss"] == zero["hint_loss"] > 1
     for record, weight in ((none, 0), (half, 0.5), (zero, 0)):
@@ -86,6 +95,50 @@ def test_the_head_of_the_hints_learns_them(tmp_path):
     assert loss(tmp_path / "taught") < np.log(5)
 
 
+class Rigged(Fixed):
+    """A halting policy whose predictions say what the test wants, with the gradient of what the network said."""
+
+    def __init__(self, said, told):
+        super().__init__(HaltingConfig(max_steps=50))
+        self.said, self.told = said, told
+
+    def step(self, reasoner, state, batch, gradient):
+        new = super().step(reasoner, state, batch, gradient)
+
+        def saying(logits, wanted):
+            return logits * 0 + F.one_hot(wanted.clamp(min=0), logits.shape[-1])
+
+        rigged = saying(new.prediction.logits, self.said), saying(new.prediction.hint_logits, self.told)
+        return new._replace(prediction=new.prediction._replace(logits=rigged[0], hint_logits=rigged[1]))
+
+
+@pytest.mark.parametrize("evict", [True, False])
+def test_a_slot_that_leaves_the_trace_takes_a_fresh_puzzle(evict):
+    """With `evict` a slot goes on where all that is asked of the answer and of the hints by now is right, though the
+    answer is not finished; one wrong position of either gives the puzzle up. Without it none is.
+    """
+    task = Maze(MazeConfig(size=SIZE, min_moves=6, train=30, validation=1, test=1, hints=2))
+    data = task.examples("train")
+    config = LoopedConfig(hidden_size=8, num_layers=1, core="convolution", registers=0, width_multiple=8)
+    options = TrainingConfig(steps=10, batch_size=3, loss="softmax", evict=evict)
+    stream = Stream(task, data, 0)
+    slots = Trainer(Looped(config, task.spec), FullBPTT(), Fixed(), stream, options, Accelerator(cpu=True))
+    slots.carry = slots.carry._replace(batch=slots._incoming(), halted=torch.zeros(3, dtype=torch.bool))
+    for step in (1, 2):
+        batch = slots.carry.batch
+        rows = list(zip(batch.inputs.numpy(), batch.labels.numpy(), strict=True))
+        said = torch.as_tensor(np.stack([task.known(*row, step) for row in rows]), dtype=torch.int64)
+        told = torch.as_tensor(np.stack([task.hints(row[0], step) for row in rows]), dtype=torch.int64)
+        assert not any(torch.equal(*pair) for pair in zip(said, batch.labels, strict=True))
+        if step == 2:
+            said[1, 0] = PATH
+            cell = int((told[2] >= 0).nonzero()[0])
+            told[2, cell] = (told[2, cell] + 1) % 5
+        slots.halting = Rigged(said, told)
+        slots.train_step()
+        assert slots.carry.halted.tolist() == [False, step == 2 and evict, step == 2 and evict]
+
+
 def test_a_ponder_shares_hints_as_it_shares_answers(tmp_path):
     """Adaptive computation time takes its mean over the hints of its steps too, and learns from it."""
     assert main(train(tmp_path / "act", "--task.hints", "2", "--halting", "act", steps=1)) == 0
@@ -105,4 +158,5 @@ def test_weights_go_on_with_hints_and_without(terminal, tmp_path):
     for name, tensor in first.items():
         torch.testing.assert_close(last[name], tensor, rtol=0, atol=1e-6)
     lattice = ("train", "maze", "--task.hints", "2", "--reasoner", "lattice", "--out", tmp_path / "d")
+    assert "evict needs hints" in terminal.refuses(*train(tmp_path / "e", "--training.evict"))
     assert "no head to learn hints" in terminal.refuses(*lattice)

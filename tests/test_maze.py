@@ -186,6 +186,31 @@ def test_the_hints_spread_from_the_goal_step_by_step(pace):
     assert len(kinds) == 2
 
 
+@pytest.mark.parametrize("pace", [1, 3])
+def test_with_hints_the_path_is_asked_for_as_far_as_the_wave_has_come_back(pace):
+    """A cell of the path is asked for when the wave could have come to S and from there back to it, and is open until
+    then; without hints the whole path is asked for from the start. What is not asked for never is.
+    """
+    told, untold = (Maze(MazeConfig(size=7, hints=hints)) for hints in (pace, 0))
+    asked_later = 0
+    for maze, away in hinted_mazes():
+        label, moves = solve(maze), away.get(int((maze == START).argmax()))
+        if moves is None:
+            continue
+        for steps in range(1, 2 * moves // pace + 2):
+            known = told.known(maze, label, steps)
+            assert known.dtype == np.int32
+            for cell in np.flatnonzero(label == PATH):
+                back = moves + (moves - away[cell])
+                assert known[cell] == (PATH if back <= pace * steps else OPEN)
+                asked_later += known[cell] == OPEN
+            assert np.array_equal(known[label != PATH], label[label != PATH])
+        assert np.array_equal(known, label)
+        assert np.array_equal(untold.known(maze, label, 1), label)
+        assert (told.known(maze, np.full_like(label, IGNORE_LABEL), 100) == IGNORE_LABEL).all()
+    assert asked_later > 1000
+
+
 @settings(deadline=None, database=None)
 @given(seed=st.integers(0, 2**32), changes=st.lists(st.tuples(st.integers(0, 99), st.integers(0, 5)), max_size=4))
 def test_verify_notices_any_change(seed, changes):

@@ -92,6 +92,8 @@ def build(config: RunConfig) -> Model:
     dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
     if task.spec.hints and not reasoner.hint_weights:
         raise ConfigError(f"{reasoner.name} has no head to learn hints with; leave out --task.hints, or train another")
+    if config.training.evict and not task.spec.hints:
+        raise ConfigError(f"evict needs hints, by which to tell a wrong state, and {config.task} gives none here")
     return Model(
         task=task,
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),

@@ -99,6 +99,12 @@ class Task(ABC, Generic[C]):
         """
         return np.full_like(inputs, IGNORE_LABEL)
 
+    def known(self, inputs: Tokens, labels: Tokens, steps: int) -> Tokens:
+        """As much of the answer `labels` [L] as the hints after so many supervision steps tell: what a task with hints
+        asks for in training instead of all of it at once.
+        """
+        return labels
+
     def verify(self, inputs: Tokens, answer: Tokens) -> bool | None:
         """Whether `answer` [L] solves the puzzle `inputs` [L] by the rules; None where they cannot decide."""
         return None

@@ -155,6 +155,12 @@ class Maze(Task[MazeConfig]):
         moves = first_moves(inputs, self.config.hints * steps)
         return np.where(moves < 0, IGNORE_LABEL, moves).astype(np.int32)
 
+    def known(self, inputs: Tokens, labels: Tokens, steps: int) -> Tokens:
+        """With hints, the path as far as the wave has come back along it from S; the labels without."""
+        if not self.config.hints:
+            return labels
+        return np.where(labels == IGNORE_LABEL, labels, solve(inputs, self.config.hints * steps)).astype(np.int32)
+
     def verify(self, inputs: Tokens, answer: Tokens) -> bool:
         """Whether `answer` [L] is the maze with exactly one shortest path marked, whichever."""
         return is_solution(inputs, answer)

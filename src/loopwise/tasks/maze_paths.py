@@ -79,8 +79,11 @@ def _search(maze: Cells, source: int, target: int) -> list[int]:
     return _layers(_to_bits(maze != WALL), _to_bits(maze == source), _to_bits(maze == target), _side(maze))
 
 
-def solve(maze: Cells) -> Cells:
+def solve(maze: Cells, moves: int | None = None) -> Cells:
     """The maze with the label's path marked; as it is where there is no way.
+
+    Or as much of it as can be known after so many moves of a wave that starts from G and, where it meets S, goes back
+    along the path.
 
     Of all shortest paths it is the one that, walked from S, goes down where it can, else left, else right, else up: the
     rule that all labels of the published Maze-Hard follow.
@@ -89,7 +92,10 @@ def solve(maze: Cells) -> Cells:
     to_goal = _search(maze, GOAL, START)
     answer = maze.copy()
     here, trail = _to_bits(maze == START), 0
-    for nearer in to_goal[-2:0:-1]:  # from the cells next to S to those next to G
+    path = to_goal[-2:0:-1]  # from the cells next to S to those next to G
+    if moves is not None:
+        path = path[: max(moves - len(to_goal) + 1, 0)]
+    for nearer in path:
         steps = (here << n + 1, here >> 1, here << 1, here >> n + 1)
         here = next(step for step in steps if step & nearer)
         trail |= here

@@ -66,6 +66,11 @@ class TrainingConfig:
     supervision steps without gradient, a new number each time, and trains the next one (arXiv 2202.05826): no slot
     holds a puzzle that earlier weights have led astray.
     """
+    evict: bool = False
+    """Take a fresh puzzle where a step has left anything wrong that the hints tell, for a task that gives any. So each
+    step is trained from a state that is right, and asked to go on from it and to keep it. One that is wrong has lost
+    what it would need to be put right; asking for that unlearns keeping.
+    """
     seed: int = 0
     """Seed of the order of the data, of augmentation, of exploration and of noise."""
     eval_every: int = 1000

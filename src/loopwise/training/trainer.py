@@ -25,7 +25,7 @@ from loopwise.training.config import TrainingConfig
 from loopwise.training.ema import MovingAverage
 from loopwise.training.losses import answer_loss
 from loopwise.training.optimizers import AdamATan2, SparseSignSGD, learning_rate
-from loopwise.types import Batch, Json, Prediction
+from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction
 
 __all__ = ["StepMetrics", "Trainer"]
 
@@ -81,7 +81,9 @@ class Trainer:
         """
         self.carry = carry = self._start_step()
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
-        answer, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
+        _, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
+        known, hints = self._asked()
+        answer, _, knows = answer_loss(self.config.loss, prediction.logits, known)
         halting = self.halting.loss(
             Judged(
                 prediction=prediction,
@@ -92,7 +94,7 @@ class Trainer:
                 training_step=self.step,
             )
         )
-        hint = self._hint_loss(prediction)
+        hint, follows = self._hint_loss(prediction, hints)
         loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
         loss = loss + self.config.hint_weight * hint
         (loss / self.config.batch_size).backward()
@@ -100,17 +102,27 @@ class Trainer:
         self._guard(loss)
         lr = self._update()
         self.carry = self._advance(state, prediction)
+        if self.config.evict:
+            self.carry = self.carry._replace(halted=self.carry.halted | ~(knows & follows))
         return self._metrics(prediction, right, correct, (loss, answer, halting, hint), lr)
 
-    def _hint_loss(self, prediction: Prediction) -> Tensor:
-        """The loss of what the puzzles in the slots tell beside their labels, summed; 0 where they tell nothing."""
-        logits = prediction.hint_logits
-        if not logits.shape[-1]:
-            return prediction.own_loss.new_zeros(())
-        puzzles, steps = self.carry.batch.inputs.cpu().numpy(), (self.carry.steps + 1).tolist()
-        told = np.stack([self.stream.task.hints(*row) for row in zip(puzzles, steps, strict=True)])
-        hints = torch.as_tensor(told, dtype=torch.int64, device=logits.device)
-        return answer_loss(self.config.loss, logits, hints)[0]
+    def _asked(self) -> tuple[Tensor, Tensor]:
+        """What the puzzles in the slots are asked for at this step, of the answer and beside it, each [B, L]."""
+        batch, task = self.carry.batch, self.stream.task
+        if not task.spec.hints:
+            return batch.labels, torch.full_like(batch.labels, IGNORE_LABEL)
+        rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (self.carry.steps + 1).tolist()
+        known = np.stack([task.known(puzzle, labels, steps) for puzzle, labels, steps in zip(*rows, strict=True)])
+        hints = np.stack([task.hints(puzzle, steps) for puzzle, _, steps in zip(*rows, strict=True)])
+        told = torch.as_tensor(np.stack([known, hints]), dtype=torch.int64, device=batch.labels.device)
+        return told[0], told[1]
+
+    def _hint_loss(self, prediction: Prediction, hints: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss of the hints summed over the batch, rows right [B] bool); nothing and all right without any."""
+        if not prediction.hint_logits.shape[-1]:
+            return prediction.own_loss.new_zeros(()), torch.ones_like(self.carry.halted)
+        loss, _, right = answer_loss(self.config.loss, prediction.hint_logits, hints)
+        return loss, right
 
     @torch.no_grad()
     def _start_step(self) -> Carry:
