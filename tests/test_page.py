@@ -10,7 +10,7 @@ from PIL import Image
 
 from browser import LONG, SHORT, browsing, find_browser, save_shallow, serving
 
-pytest.importorskip("playwright", reason="the tests of the page need playwright")
+expect = pytest.importorskip("playwright.sync_api", reason="the tests of the page need playwright").expect
 
 SOLVED = ".side[data-state=solved]"
 MAZE = ["#######", "#S..#.#", "#.#...#", "#.#.#.#", "#...#.#", "###..G#", "#######"]
@@ -334,7 +334,7 @@ def test_a_guess_is_marked(visit):
     for key, marked, says in told:
         page.keyboard.press(key)
         page.get_by_text(says).first.wait_for()
-        assert page.locator("[data-guessed=true]").count() == marked
+        expect(page.locator("[data-guessed=true]")).to_have_count(marked)
     assert "guessed" in page.locator("[data-guessed=true]").get_attribute("aria-label")
     page.keyboard.press("ArrowRight")
     page.wait_for_selector(SOLVED)

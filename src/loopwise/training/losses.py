@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loopwise.types import IGNORE_LABEL
 
-__all__ = ["LOSSES", "Loss", "answer_loss", "softmax_cross_entropy", "stablemax_cross_entropy"]
+__all__ = ["LOSSES", "Loss", "answer_loss", "rightness", "softmax_cross_entropy", "stablemax_cross_entropy"]
 
 Loss: TypeAlias = Literal["stablemax", "softmax"]
 
@@ -42,13 +42,18 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def rightness(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(tokens right [B, L] bool, rows right [B] bool): a row is right when every asked position is."""
+    asked = labels != IGNORE_LABEL
+    right = (logits.argmax(-1) == labels) & asked
+    return right, (right == asked).all(-1)
+
+
 def answer_loss(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(loss summed over the batch, tokens right [B, L] bool, rows right [B] bool).
 
-    Each row's loss is the mean over its asked positions, so that long and short puzzles weigh the same. A row counts as
-    right when every asked position is.
+    Each row's loss is the mean over its asked positions, so that long and short puzzles weigh the same.
     """
     asked = labels != IGNORE_LABEL
     per_row = LOSSES[loss](logits, labels).sum(-1) / asked.sum(-1).clamp(min=1)
-    right = (logits.argmax(-1) == labels) & asked
-    return per_row.sum(), right, (right == asked).all(-1)
+    return per_row.sum(), *rightness(logits, labels)

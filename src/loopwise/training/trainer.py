@@ -23,7 +23,7 @@ from loopwise.reasoners.halting import HaltingPolicy, Judged
 from loopwise.runtime import generator
 from loopwise.training.config import TrainingConfig
 from loopwise.training.ema import MovingAverage
-from loopwise.training.losses import answer_loss
+from loopwise.training.losses import answer_loss, rightness
 from loopwise.training.optimizers import AdamATan2, SparseSignSGD, learning_rate
 from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction
 
@@ -81,7 +81,7 @@ class Trainer:
         """
         self.carry = carry = self._start_step()
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
-        _, right, correct = answer_loss(self.config.loss, prediction.logits, carry.batch.labels)
+        right, correct = rightness(prediction.logits, carry.batch.labels)
         known, hints = self._asked()
         answer, _, knows = answer_loss(self.config.loss, prediction.logits, known)
         halting = self.halting.loss(
