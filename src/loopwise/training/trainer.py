@@ -25,7 +25,7 @@ from loopwise.training.config import TrainingConfig
 from loopwise.training.ema import MovingAverage
 from loopwise.training.losses import answer_loss, rightness
 from loopwise.training.optimizers import AdamATan2, SparseSignSGD, learning_rate
-from loopwise.types import IGNORE_LABEL, Batch, Json, Prediction
+from loopwise.types import Batch, Json, Prediction
 
 __all__ = ["StepMetrics", "Trainer"]
 
@@ -81,9 +81,13 @@ class Trainer:
         """
         self.carry = carry = self._start_step()
         state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
-        right, correct = rightness(prediction.logits, carry.batch.labels)
         known, hints = self._asked()
-        answer, _, knows = answer_loss(self.config.loss, prediction.logits, known)
+        answer, right, follows = answer_loss(self.config.loss, prediction.logits, known)
+        hint, correct = torch.zeros_like(answer), follows
+        if hints is not None:
+            right, correct = rightness(prediction.logits, carry.batch.labels)
+            hint, _, told = answer_loss(self.config.loss, prediction.hint_logits, hints)
+            follows = follows & told
         halting = self.halting.loss(
             Judged(
                 prediction=prediction,
@@ -94,7 +98,6 @@ class Trainer:
                 training_step=self.step,
             )
         )
-        hint, follows = self._hint_loss(prediction, hints)
         loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
         loss = loss + self.config.hint_weight * hint
         (loss / self.config.batch_size).backward()
@@ -103,26 +106,19 @@ class Trainer:
         lr = self._update()
         self.carry = self._advance(state, prediction)
         if self.config.evict:
-            self.carry = self.carry._replace(halted=self.carry.halted | ~(knows & follows))
+            self.carry = self.carry._replace(halted=self.carry.halted | ~follows)
         return self._metrics(prediction, right, correct, (loss, answer, halting, hint), lr)
 
-    def _asked(self) -> tuple[Tensor, Tensor]:
-        """What the puzzles in the slots are asked for at this step, of the answer and beside it, each [B, L]."""
+    def _asked(self) -> tuple[Tensor, Tensor | None]:
+        """What the puzzles are asked for at this step, each [B, L]: of the answer, and the hints if there are any."""
         batch, task = self.carry.batch, self.stream.task
         if not task.spec.hints:
-            return batch.labels, torch.full_like(batch.labels, IGNORE_LABEL)
+            return batch.labels, None
         rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (self.carry.steps + 1).tolist()
         known = np.stack([task.known(puzzle, labels, steps) for puzzle, labels, steps in zip(*rows, strict=True)])
         hints = np.stack([task.hints(puzzle, steps) for puzzle, _, steps in zip(*rows, strict=True)])
         told = torch.as_tensor(np.stack([known, hints]), dtype=torch.int64, device=batch.labels.device)
         return told[0], told[1]
-
-    def _hint_loss(self, prediction: Prediction, hints: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss of the hints summed over the batch, rows right [B] bool); nothing and all right without any."""
-        if not prediction.hint_logits.shape[-1]:
-            return prediction.own_loss.new_zeros(()), torch.ones_like(self.carry.halted)
-        loss, _, right = answer_loss(self.config.loss, prediction.hint_logits, hints)
-        return loss, right
 
     @torch.no_grad()
     def _start_step(self) -> Carry:
