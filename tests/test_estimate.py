@@ -108,6 +108,16 @@ def test_steps_without_gradient_are_counted():
     assert ahead.solving == without.solving
 
 
+def test_starts_that_do_not_learn_are_counted():
+    """With `starts` a training step is a solving step of every slot, and one with gradient of its share of them."""
+    plain = sized(batch=8)
+    training = dataclasses.replace(plain.training, starts=4, random_init=1.0)
+    race = estimate(dataclasses.replace(plain, training=training))
+    without = estimate(plain)
+    assert race.training.flops == pytest.approx(without.solving.flops + without.training.flops / 4)
+    assert race.solving == without.solving
+
+
 def test_the_meter_counts_bytes_that_can_be_counted_by_hand():
     """Element by element: two tensors read and one written, in one call; products and views are no traffic."""
     a, b = torch.ones(10, 10), torch.ones(10, 10)

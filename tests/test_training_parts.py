@@ -378,6 +378,55 @@ def test_training_starts_from_random_states_and_adds_noise():
     assert not torch.equal(noisy._start_step().state.z, quiet.carry.state.z)
 
 
+def test_of_several_starts_the_one_nearest_to_right_learns():
+    """With `starts` as many slots hold a puzzle, from states of their own. A step moves the weights as one of the best
+    slot of each puzzle alone would; all the slots have thought on, and those of a puzzle halt together, with the best.
+    """
+    race = trainer(starts=2, random_init=1.0)
+    race.carry = race._start_step()._replace(steps=torch.tensor([0, 0, 1, 1]))  # they end at different steps
+    met, ended = set(), 0
+    for _ in range(20):
+        race.carry = slots = race._start_step()
+        for column in (*slots.batch, slots.steps):
+            assert torch.equal(column[0::2], column[1::2])
+        assert not torch.equal(slots.state.z[0], slots.state.z[1])
+        with torch.no_grad():
+            state, prediction = race.reasoner(slots.state, slots.batch, race.gradient)
+        losses = LOSSES["stablemax"](prediction.logits, slots.batch.labels).mean(-1).view(2, 2)
+        best = torch.tensor([0, 2]) + losses.argmin(-1)
+        met |= {(puzzle, row % 2) for puzzle, row in enumerate(best.tolist())}
+        alone = trainer(slots=2)
+        alone.load_state(*twin(race, best))
+        race._start_step = lambda slots=slots: slots
+        metrics = race.train_step()
+        assert metrics == alone.train_step()
+        for a, b in zip(race.reasoner.parameters(), alone.reasoner.parameters(), strict=True):
+            assert torch.equal(a, b)
+        del race._start_step
+        torch.testing.assert_close(tuple(race.carry.state), tuple(state))
+        assert torch.equal(race.carry.halted, alone.carry.halted.repeat_interleave(2))
+        assert torch.equal(race.carry.steps, alone.carry.steps.repeat_interleave(2))
+        ended += metrics.finished
+    assert len(met) == 4
+    assert ended > 4
+
+
+def twin(race, rows):
+    """All that `race` knows, with these rows alone of its slots."""
+    tensors, numbers = everything(race)
+    taken = {name: tensor[rows] for name, tensor in tensors.items() if name.startswith("carry.")}
+    return {**tensors, **taken}, numbers
+
+
+def test_starts_that_cannot_differ_are_refused():
+    """Several starts of a puzzle need something that tells them apart, and slots that they fill evenly."""
+    with pytest.raises(ConfigError, match="random_init"):
+        TrainingConfig(starts=2)
+    with pytest.raises(ConfigError, match="no multiple of the 5 starts"):
+        TrainingConfig(starts=5, random_init=1.0)
+    assert TrainingConfig(starts=4, noise=0.1).starts == 4
+
+
 def test_progressive_training_meets_each_puzzle_once_at_a_random_depth():
     """With `progressive` every optimizer step takes fresh puzzles, which have had 0 to so many steps of the weights of
     today, without gradient: the states are those of that many plain steps from the start, each number equally often.
@@ -395,7 +444,7 @@ def test_progressive_training_meets_each_puzzle_once_at_a_random_depth():
         depths.append(found)
         assert (ahead.carry.steps == found).all()
         assert not ahead.carry.state.z.requires_grad
-        ahead.carry = ahead._advance(ahead.carry.state, ahead.reasoner.readout(ahead.carry.state))
+        ahead.carry = ahead._advance(ahead.carry, ahead.carry.state, ahead.reasoner.readout(ahead.carry.state))
         assert ahead.carry.halted.all()
     assert set(depths) == {0, 1, 2}
     assert min(map(depths.count, range(3))) >= 10
@@ -551,12 +600,12 @@ def test_too_few_examples_are_refused():
 # ---------------------------------------------------------------- trainer
 
 
-def trainer(optimizer="adam-atan2", dtype=torch.float32, seed=0, count=20, **options):
+def trainer(optimizer="adam-atan2", dtype=torch.float32, seed=0, count=20, slots=SLOTS, **options):
     task = Toy(count)
     data = task.examples("train")
     data = Examples(data.inputs % 7, data.labels % 7, data.puzzle_ids)
     config = TrainingConfig(
-        steps=100, batch_size=SLOTS, optimizer=optimizer, lr=3e-3, warmup_steps=5, ema=0.8, seed=seed, **options
+        steps=100, batch_size=slots, optimizer=optimizer, lr=3e-3, warmup_steps=5, ema=0.8, seed=seed, **options
     )
     model = reasoner()
     model.dtype = dtype
@@ -582,7 +631,11 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("optimizer", ["adam-atan2", "adamw", "muon"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("noise", [{}, {"random_init": 1.0, "noise": 0.1}], ids=["quiet", "noise"])
+@pytest.mark.parametrize(
+    "noise",
+    [{}, {"random_init": 1.0, "noise": 0.1}, {"random_init": 1.0, "starts": 2}],
+    ids=["quiet", "noise", "starts"],
+)
 def test_a_run_continues_bit_for_bit(optimizer, dtype, noise, tmp_path):
     """Saved to a file after seven steps and loaded into a new trainer, a run takes the same next ten: metrics, weights,
     moments, average, table, slots, position in the data and random numbers.

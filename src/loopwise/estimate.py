@@ -68,14 +68,15 @@ class Estimate:
 def estimate(config: RunConfig) -> Estimate:
     """Count the steps of a run. Nothing is trained, read or generated, and no weight is kept."""
     batch = config.training.batch_size
-    few, more = _Counted(config, 1), _Counted(config, 2)
+    least = config.training.starts
+    few, more = _Counted(config, least), _Counted(config, 2 * least)
     costs = [
-        Cost(*(_line(1, a, 2, b, batch) for a, b in zip(*pair, strict=True)))
+        Cost(*(_line(least, a, 2 * least, b, batch) for a, b in zip(*pair, strict=True)))
         for pair in zip(few.counts(), more.counts(), strict=True)
     ]
     # With one or two puzzles the gradients outweigh what the puzzles need.
-    fewer, many = _Counted(config, 4), _Counted(config, 8)
-    peaks = [_line(4, a, 8, b, batch) for a, b in zip(fewer.peaks(), many.peaks(), strict=True)]
+    fewer, many = _Counted(config, 4 * least), _Counted(config, 8 * least)
+    peaks = [_line(4 * least, a, 8 * least, b, batch) for a, b in zip(fewer.peaks(), many.peaks(), strict=True)]
     training, solving = (cost._replace(memory=peak) for cost, peak in zip(costs, peaks, strict=True))
     ahead = config.training.progressive / 2  # steps without gradient, on average
     training = training._replace(

@@ -17,6 +17,7 @@ def model_card(model: Model, notes: dict[str, Json], training: dict[str, Json], 
     """Markdown of the model card; `notes` are those of the weights, `which` says which weights of the run."""
     networks, table = model.reasoner.num_parameters()
     scores = notes.get("scores")
+    starts = training.get("starts", 1)  # older records lack it
     lines = [
         "---",
         "library_name: loopwise",
@@ -35,7 +36,8 @@ def model_card(model: Model, notes: dict[str, Json], training: dict[str, Json], 
         "| | |",
         "|---|---|",
         f"| parameters | {networks:,} in the networks, {table:,} values in the puzzle table |",
-        f"| optimizer steps | {notes['step']:,} of {training['steps']:,}, {training['batch_size']} slots |",
+        f"| optimizer steps | {notes['step']:,} of {training['steps']:,}, {training['batch_size']} slots"
+        + (f", {starts} starts a puzzle |" if starts > 1 else " |"),
         f"| training time | {notes['seconds']:.0f} s |",
         f"| training FLOPs | {notes['flops']:.3g} |",
         f"| FLOPs of one supervision step of one puzzle | {notes['flops_per_puzzle_step']:.3g} |",

@@ -200,7 +200,7 @@ def resume_run(
     before = resume_training_config(folder)
     training = training or before
     model, _ = read_model(folder, trust=True)
-    for name in ("start_from", "optimizer", "dtype", "seed", "batch_size", "threads"):
+    for name in ("start_from", "optimizer", "dtype", "seed", "batch_size", "starts", "threads"):
         if getattr(training, name) != getattr(before, name):
             raise ConfigError(f"{name} is fixed when a run starts, here {getattr(before, name)}; start another run")
     with StopSignals() as signals:
@@ -230,13 +230,14 @@ class _Run:
         if self.accelerator.device.type != device.type:
             raise ConfigError(f"this process trains on {self.accelerator.device.type} already; start another")
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        if training.batch_size % world:
+        if training.batch_size % (world * training.starts):
             raise ConfigError(f"batch_size {training.batch_size} cannot be shared evenly by {world} processes")
         data = self._read_data()
         self.validation = data["validation"]
         self.data = {s: {"puzzles": len(e.inputs), "sha256": cache.fingerprint(e)} for s, e in data.items()}
         flops = count_flops(model.reasoner, model.gradient, model.halting, model.task.spec.length)
-        self.flops = flops._replace(training=flops.training + flops.solving * training.progressive // 2)
+        learning = flops.training if training.starts == 1 else flops.solving + flops.training // training.starts
+        self.flops = flops._replace(training=learning + flops.solving * training.progressive // 2)
         stream = Stream(
             model.task,
             data["train"],

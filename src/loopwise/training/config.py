@@ -61,6 +61,12 @@ class TrainingConfig:
     """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
     noise: float = 0.0
     """Standard deviation of what is added to the state before each step (EqR: 0.01)."""
+    starts: int = 1
+    """Slots that hold the same puzzle, each from a random state of its own (`random_init`, `noise`). In each step only
+    the one whose answer is nearest to right learns, winner takes all ("Speed is Confidence", arXiv 2601.19085), and
+    all of them halt with it. So a wrong guess is not held against the right answer, which would have to be known by
+    heart to do better.
+    """
     progressive: int = 0
     """0 trains in carry space. Else every optimizer step takes fresh puzzles, thinks about them for up to so many
     supervision steps without gradient, a new number each time, and trains the next one (arXiv 2202.05826): no slot
@@ -110,12 +116,16 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("steps", "batch_size", "eval_every"):
+        for name in ("steps", "batch_size", "starts", "eval_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "muon_lr", "puzzle_lr", "save_every"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be more than 0, not {getattr(self, name)}")
+        if self.batch_size % self.starts:
+            raise ConfigError(f"batch_size {self.batch_size} is no multiple of the {self.starts} starts of each puzzle")
+        if self.starts > 1 and not (self.random_init or self.noise):
+            raise ConfigError("several starts need states that differ; give random_init (1) or noise")
         for name in ("ema", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from loopwise.types import IGNORE_LABEL
 
-__all__ = ["LOSSES", "Loss", "answer_loss", "rightness", "softmax_cross_entropy", "stablemax_cross_entropy"]
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "answer_loss",
+    "rightness",
+    "row_losses",
+    "softmax_cross_entropy",
+    "stablemax_cross_entropy",
+]
 
 Loss: TypeAlias = Literal["stablemax", "softmax"]
 
@@ -54,6 +62,9 @@ def answer_loss(loss: Loss, logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
 
     Each row's loss is the mean over its asked positions, so that long and short puzzles weigh the same.
     """
-    asked = labels != IGNORE_LABEL
-    per_row = LOSSES[loss](logits, labels).sum(-1) / asked.sum(-1).clamp(min=1)
-    return per_row.sum(), *rightness(logits, labels)
+    return row_losses(loss, logits, labels).sum(), *rightness(logits, labels)
+
+
+def row_losses(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """[B], the mean loss of each row over its asked positions."""
+    return LOSSES[loss](logits, labels).sum(-1) / (labels != IGNORE_LABEL).sum(-1).clamp(min=1)

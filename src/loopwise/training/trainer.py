@@ -23,7 +23,7 @@ from loopwise.reasoners.halting import HaltingPolicy, Judged
 from loopwise.runtime import generator
 from loopwise.training.config import TrainingConfig
 from loopwise.training.ema import MovingAverage
-from loopwise.training.losses import answer_loss, rightness
+from loopwise.training.losses import answer_loss, rightness, row_losses
 from loopwise.training.optimizers import AdamATan2, SparseSignSGD, learning_rate
 from loopwise.types import Batch, Json, Prediction
 
@@ -31,7 +31,9 @@ __all__ = ["StepMetrics", "Trainer"]
 
 
 class StepMetrics(NamedTuple):
-    """What one optimizer step showed. Accuracies are over the slots that halted in it, as published."""
+    """What one optimizer step showed. Accuracies are over the slots that halted in it, as published; with several
+    starts of a puzzle, over those that learned.
+    """
 
     loss: float  # of the answer, the reasoner's own, and the weighted one of halting, per slot
     answer_loss: float
@@ -43,6 +45,13 @@ class StepMetrics(NamedTuple):
     tokens: float  # sum over the finished of the share of asked positions that are right
     steps: int  # sum over the finished of the steps they had
     lr: float
+
+
+class _Race(NamedTuple):
+    """A supervision step of several starts of each puzzle."""
+
+    state: State  # of all slots, after it
+    winners: Carry  # before it: of each puzzle, the slot whose answer it brought nearest to right
 
 
 class Trainer:
@@ -79,13 +88,15 @@ class Trainer:
 
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
-        self.carry = carry = self._start_step()
-        state, prediction, ponder = self.halting.step(self.reasoner, carry.state, carry.batch, self.gradient)
-        known, hints = self._asked()
+        self.carry = self._start_step()
+        race = self._race() if self.config.starts > 1 else None
+        learning = self.carry if race is None else race.winners
+        state, prediction, ponder = self.halting.step(self.reasoner, learning.state, learning.batch, self.gradient)
+        known, hints = self._asked(learning)
         answer, right, follows = answer_loss(self.config.loss, prediction.logits, known)
         hint, correct = torch.zeros_like(answer), follows
         if hints is not None:
-            right, correct = rightness(prediction.logits, carry.batch.labels)
+            right, correct = rightness(prediction.logits, learning.batch.labels)
             hint, _, told = answer_loss(self.config.loss, prediction.hint_logits, hints)
             follows = follows & told
         halting = self.halting.loss(
@@ -93,28 +104,43 @@ class Trainer:
                 prediction=prediction,
                 ponder=ponder,
                 correct=correct,
-                steps=carry.steps + 1,
-                following=lambda: self._following(state),
+                steps=learning.steps + 1,
+                following=lambda: self._following(state, learning.batch),
                 training_step=self.step,
             )
         )
         loss = answer + prediction.own_loss.sum() + self.halting.config.weight * halting
         loss = loss + self.config.hint_weight * hint
-        (loss / self.config.batch_size).backward()
+        (loss / (self.config.batch_size // self.config.starts)).backward()
         self._sum_gradients()
         self._guard(loss)
         lr = self._update()
-        self.carry = self._advance(state, prediction)
+        learned = self._advance(learning, state, prediction)
         if self.config.evict:
-            self.carry = self.carry._replace(halted=self.carry.halted | ~follows)
-        return self._metrics(prediction, right, correct, (loss, answer, halting, hint), lr)
+            learned = learned._replace(halted=learned.halted | ~follows)
+        self.carry = learned if race is None else self._all_starts(race.state, learned)
+        return self._metrics(learned, prediction, right, correct, (loss, answer, halting, hint), lr)
 
-    def _asked(self) -> tuple[Tensor, Tensor | None]:
+    @torch.no_grad()
+    def _race(self) -> _Race:
+        """Advance all slots, and tell of the starts of each puzzle the one whose answer is nearest to right."""
+        state, prediction, _ = self.halting.step(self.reasoner, self.carry.state, self.carry.batch, self.gradient)
+        known, _ = self._asked(self.carry)
+        losses = row_losses(self.config.loss, prediction.logits, known).view(-1, self.config.starts)
+        first = torch.arange(len(losses), device=losses.device) * self.config.starts
+        return _Race(state, _rows(self.carry, first + losses.argmin(-1)))
+
+    def _all_starts(self, state: State, learned: Carry) -> Carry:
+        """The slots after a race: all have advanced, and halt with the one of their puzzle that learned."""
+        halted = learned.halted.repeat_interleave(self.config.starts)
+        return Carry(state, self.carry.steps + 1, halted, self.carry.batch)
+
+    def _asked(self, slots: Carry) -> tuple[Tensor, Tensor | None]:
         """What the puzzles are asked for at this step, each [B, L]: of the answer, and the hints if there are any."""
-        batch, task = self.carry.batch, self.stream.task
+        batch, task = slots.batch, self.stream.task
         if not task.spec.hints:
             return batch.labels, None
-        rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (self.carry.steps + 1).tolist()
+        rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (slots.steps + 1).tolist()
         known = np.stack([task.known(puzzle, labels, steps) for puzzle, labels, steps in zip(*rows, strict=True)])
         hints = np.stack([task.hints(puzzle, steps) for puzzle, _, steps in zip(*rows, strict=True)])
         told = torch.as_tensor(np.stack([known, hints]), dtype=torch.int64, device=batch.labels.device)
@@ -138,17 +164,18 @@ class Trainer:
         return carry._replace(state=state)
 
     @torch.no_grad()
-    def _following(self, state: State) -> Prediction:
+    def _following(self, state: State, batch: Batch) -> Prediction:
         """What the next step would predict, from the state that this one came to."""
-        return self.halting.step(self.reasoner, state, self.carry.batch, self.gradient).prediction
+        return self.halting.step(self.reasoner, state, batch, self.gradient).prediction
 
     def _incoming(self) -> Batch:
-        """A fresh puzzle for each free slot; the rows of the others are whatever stands there."""
+        """A fresh puzzle for each free slot, or for so many as `starts`; the other rows are whatever stands there."""
         free = self.carry.halted.nonzero().squeeze(-1)
-        rows = self.stream.take(len(free))
+        rows = self.stream.take(len(free) // self.config.starts)
         batch = Batch(*(column.clone() for column in self.carry.batch))
         for column, new in zip(batch, rows, strict=True):
-            column[free] = torch.as_tensor(new, dtype=torch.int64, device=column.device)
+            each = np.repeat(new, self.config.starts, axis=0)
+            column[free] = torch.as_tensor(each, dtype=torch.int64, device=column.device)
         return batch
 
     def _guard(self, loss: Tensor) -> None:
@@ -194,24 +221,31 @@ class Trainer:
             rows = self.accelerator.gather(table.grad._values())
             table.grad = torch.sparse_coo_tensor(ids.unsqueeze(0), rows, table.shape)
 
-    def _advance(self, state: Any, prediction: Prediction) -> Carry:
-        steps = self.carry.steps + 1
+    def _advance(self, slots: Carry, state: State, prediction: Prediction) -> Carry:
+        """The slots after their step, with those halted whose policy says so."""
+        steps = slots.steps + 1
         with torch.no_grad():
-            least = self.halting.explore(self.slots, self.rng).to(steps.device)
+            least = self.halting.explore(len(steps), self.rng).to(steps.device)
             halted = self.halting.halt(prediction, steps, least) | (self.config.progressive > 0)
-        return Carry(state, steps, halted, self.carry.batch)
+        return Carry(state, steps, halted, slots.batch)
 
     @torch.no_grad()
     def _metrics(
-        self, prediction: Prediction, right: Tensor, correct: Tensor, losses: tuple[Tensor, ...], lr: float
+        self,
+        learned: Carry,
+        prediction: Prediction,
+        right: Tensor,
+        correct: Tensor,
+        losses: tuple[Tensor, ...],
+        lr: float,
     ) -> StepMetrics:
-        halted = self.carry.halted
-        asked = (self.carry.batch.labels >= 0).sum(-1).clamp(min=1)
+        halted = learned.halted
+        asked = (learned.batch.labels >= 0).sum(-1).clamp(min=1)
         tokens = (right.sum(-1) / asked)[halted].sum()
         said = (prediction.halt_logits >= 0) == correct
-        columns = [t.float() / self.slots for t in losses]
+        columns = [t.float() / len(halted) for t in losses]
         columns += [t.float() for t in (halted.sum(), correct[halted].sum(), said[halted].sum(), tokens)]
-        columns += [self.carry.steps[halted].sum().float()]
+        columns += [learned.steps[halted].sum().float()]
         loss, answer, halting, hint, finished, exact, halting_right, token_share, steps = torch.stack(columns).tolist()
         return StepMetrics(
             loss, answer, halting, hint, int(finished), int(exact), int(halting_right), token_share, int(steps), lr
@@ -253,6 +287,12 @@ class Trainer:
         self.rng.set_state(tensors["rng"])
         self.stream.load_state_dict(numbers["stream"])
         self.step = numbers["step"]
+
+
+def _rows(slots: Carry, rows: Tensor) -> Carry:
+    """Some of the slots, by their numbers."""
+    state = type(slots.state)(*(t[rows] for t in slots.state))
+    return Carry(state, slots.steps[rows], slots.halted[rows], Batch(*(t[rows] for t in slots.batch)))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
