@@ -47,11 +47,13 @@ class StepMetrics(NamedTuple):
     lr: float
 
 
-class _Race(NamedTuple):
-    """A supervision step of several starts of each puzzle."""
+class _Learning(NamedTuple):
+    """The slots that learn in a step, and what they are asked for, each [B, L]."""
 
-    state: State  # of all slots, after it
-    winners: Carry  # before it: of each puzzle, the slot whose answer it brought nearest to right
+    slots: Carry  # all of them, or one of the starts of each puzzle
+    known: Tensor  # of the answer
+    hints: Tensor | None
+    advanced: State | None  # of all slots after the step, where only some learn
 
 
 class Trainer:
@@ -89,14 +91,12 @@ class Trainer:
         Raises TrainingError, before any weight is touched, when the loss is not a finite number.
         """
         self.carry = self._start_step()
-        race = self._race() if self.config.starts > 1 else None
-        learning = self.carry if race is None else race.winners
-        state, prediction, ponder = self.halting.step(self.reasoner, learning.state, learning.batch, self.gradient)
-        known, hints = self._asked(learning)
+        slots, known, hints, advanced = self._learning()
+        state, prediction, ponder = self.halting.step(self.reasoner, slots.state, slots.batch, self.gradient)
         answer, right, follows = answer_loss(self.config.loss, prediction.logits, known)
         hint, correct = torch.zeros_like(answer), follows
         if hints is not None:
-            right, correct = rightness(prediction.logits, learning.batch.labels)
+            right, correct = rightness(prediction.logits, slots.batch.labels)
             hint, _, told = answer_loss(self.config.loss, prediction.hint_logits, hints)
             follows = follows & told
         halting = self.halting.loss(
@@ -104,8 +104,8 @@ class Trainer:
                 prediction=prediction,
                 ponder=ponder,
                 correct=correct,
-                steps=learning.steps + 1,
-                following=lambda: self._following(state, learning.batch),
+                steps=slots.steps + 1,
+                following=lambda: self._following(state, slots.batch),
                 training_step=self.step,
             )
         )
@@ -115,32 +115,34 @@ class Trainer:
         self._sum_gradients()
         self._guard(loss)
         lr = self._update()
-        learned = self._advance(learning, state, prediction)
+        learned = self._advance(slots, state, prediction)
         if self.config.evict:
             learned = learned._replace(halted=learned.halted | ~follows)
-        self.carry = learned if race is None else self._all_starts(race.state, learned)
+        self.carry = learned if advanced is None else self._all_starts(advanced, learned)
         return self._metrics(learned, prediction, right, correct, (loss, answer, halting, hint), lr)
 
     @torch.no_grad()
-    def _race(self) -> _Race:
-        """Advance all slots, and tell of the starts of each puzzle the one whose answer is nearest to right."""
+    def _learning(self) -> _Learning:
+        """All slots; of several starts of a puzzle the one whose answer the step brings nearest to right."""
+        known, hints = self._asked()
+        if self.config.starts == 1:
+            return _Learning(self.carry, known, hints, None)
         state, prediction, _ = self.halting.step(self.reasoner, self.carry.state, self.carry.batch, self.gradient)
-        known, _ = self._asked(self.carry)
         losses = row_losses(self.config.loss, prediction.logits, known).view(-1, self.config.starts)
-        first = torch.arange(len(losses), device=losses.device) * self.config.starts
-        return _Race(state, _rows(self.carry, first + losses.argmin(-1)))
+        rows = torch.arange(len(losses), device=losses.device) * self.config.starts + losses.argmin(-1)
+        return _Learning(_rows(self.carry, rows), known[rows], None if hints is None else hints[rows], state)
 
     def _all_starts(self, state: State, learned: Carry) -> Carry:
         """The slots after a race: all have advanced, and halt with the one of their puzzle that learned."""
         halted = learned.halted.repeat_interleave(self.config.starts)
         return Carry(state, self.carry.steps + 1, halted, self.carry.batch)
 
-    def _asked(self, slots: Carry) -> tuple[Tensor, Tensor | None]:
+    def _asked(self) -> tuple[Tensor, Tensor | None]:
         """What the puzzles are asked for at this step, each [B, L]: of the answer, and the hints if there are any."""
-        batch, task = slots.batch, self.stream.task
+        batch, task = self.carry.batch, self.stream.task
         if not task.spec.hints:
             return batch.labels, None
-        rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (slots.steps + 1).tolist()
+        rows = batch.inputs.cpu().numpy(), batch.labels.cpu().numpy(), (self.carry.steps + 1).tolist()
         known = np.stack([task.known(puzzle, labels, steps) for puzzle, labels, steps in zip(*rows, strict=True)])
         hints = np.stack([task.hints(puzzle, steps) for puzzle, _, steps in zip(*rows, strict=True)])
         told = torch.as_tensor(np.stack([known, hints]), dtype=torch.int64, device=batch.labels.device)
