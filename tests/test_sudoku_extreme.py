@@ -6,6 +6,7 @@ import pytest
 from loopwise.errors import ConfigError, DataError
 from loopwise.tasks.sudoku import Sudoku, SudokuConfig
 from loopwise.tasks.sudoku_boards import Board, dig, is_solution, random_grids, solve
+from loopwise.tasks.sudoku_data import ASSETS, TRIDAGONS, read_csv
 from loopwise.tasks.sudoku_extreme import extremes, is_minimal, neighbours, one_level
 from loopwise.tasks.sudoku_symmetry import signature
 from loopwise.types import SPLITS
@@ -30,6 +31,12 @@ def shipped():
     """Training puzzles that one level of trial and error does not solve."""
     puzzles = (Sudoku(SudokuConfig(test=20)).examples("train").inputs - 1).astype(np.uint8)
     return puzzles[~one_level(BOARD, puzzles)]
+
+
+@pytest.fixture(scope="module")
+def tridagons():
+    """The puzzles of a kind of their own that travel with the package."""
+    return read_csv(BOARD, ASSETS / TRIDAGONS, TRIDAGONS)
 
 
 UNITS = [set(unit) for unit in BOARD.units.tolist()]
@@ -166,6 +173,50 @@ def test_extreme_training_puzzles(shipped):
     assert (other.examples("train").inputs[-30:] != train.inputs[-30:]).any()
 
 
+def test_tridagon_training_puzzles():
+    """The option adds so many shipped puzzles behind the others, the same for the same seed."""
+    task, same, other = (Sudoku(SudokuConfig(test=20, tridagon=30, seed=seed)) for seed in (0, 0, 1))
+    found = {split: task.examples(split) for split in SPLITS}
+    train, plain = found["train"], Sudoku(SudokuConfig(test=20)).examples("train")
+    np.testing.assert_array_equal(train.inputs[:-30], plain.inputs)
+    np.testing.assert_array_equal(
+        found["validation"].inputs, Sudoku(SudokuConfig(test=20)).examples("validation").inputs
+    )
+    assert all(task.verify(*pair) for pair in zip(train.inputs, train.labels, strict=True))
+    assert len({tuple(row) for row in train.inputs}) == 930
+    np.testing.assert_array_equal(same.examples("train").inputs, train.inputs)
+    assert (other.examples("train").inputs[-30:] != train.inputs[-30:]).any()
+
+
+def test_no_tridagon_of_a_held_out_family(tmp_path, tridagons):
+    """What has the solution of a test puzzle, up to symmetry, is not among the training puzzles."""
+    mirrored = tridagons.solutions[:3, ::-1]
+    rows = [f"{digits_of(solution[:40])}{'.' * 41},{digits_of(solution)}" for solution in mirrored]
+    file = tmp_path / "test.csv"
+    file.write_text("\n".join(["question,answer", *rows]) + "\n", encoding="utf-8")
+    tested = family(mirrored + 1)
+    left = sum(family(solution[None] + 1).isdisjoint(tested) for solution in tridagons.solutions)
+    assert left <= len(tridagons.solutions) - 3
+    task = Sudoku(SudokuConfig(test_file=str(file), tridagon=left))
+    assert family(task.examples("train").labels[-left:]).isdisjoint(tested)
+    with pytest.raises(DataError, match=f"{left} tridagons are left for training, {left + 1} are asked for"):
+        Sudoku(SudokuConfig(test_file=str(file), tridagon=left + 1)).examples("train")
+
+
+def test_the_shipped_tridagons(tridagons):
+    """Each has one solution, is minimal and beyond trial and error; three digits have no clue, one and one."""
+    puzzles, solutions = tridagons
+    counts, found = solve(BOARD, BOARD.bits[puzzles].T)
+    assert (counts == 1).all()
+    np.testing.assert_array_equal(found, solutions)
+    assert len(set(signature(BOARD, puzzles, solutions).tolist())) == len(puzzles) > 1500
+    few = np.arange(0, len(puzzles), 20)
+    assert is_minimal(BOARD, puzzles[few]).all()
+    assert not one_level(BOARD, puzzles[few]).any()
+    clues = np.sort([(puzzles == digit).sum(axis=1) for digit in range(1, 10)], axis=0)
+    assert (clues[:3] == [[0], [1], [1]]).all()
+
+
 def family(labels):
     grids = (labels - 1).astype(np.uint8)
     return set(signature(BOARD, grids, grids).tolist())
@@ -196,6 +247,7 @@ def test_without_hard_puzzles_there_is_nothing_to_begin_with(tmp_path):
     file.write_text(f"question,answer\n{SINGLES_DO},{solution}\n", encoding="utf-8")
     with pytest.raises(DataError, match="can all be solved by one level"):
         Sudoku(SudokuConfig(test=5, validation=0, extreme=5, train_file=str(file))).examples("train")
-    for options in ({"box": "2x3", "extreme": 1}, {"extreme": -1}):
-        with pytest.raises(ConfigError, match="extreme"):
-            SudokuConfig(**options)
+    for option in ("extreme", "tridagon"):
+        for options in ({"box": "2x3", option: 1}, {option: -1}):
+            with pytest.raises(ConfigError, match=option):
+                SudokuConfig(**options)

@@ -6,7 +6,7 @@ other boards they are generated, each with one solution and, from side 6 to 9, m
 
 The 9x9 puzzles of the `test` split are generated too unless `test_file` names a file. They are far easier than
 Sudoku-Extreme (random minimal puzzles, about 24 clues, mostly solved by logic): a number on them must not be compared
-with published ones. For training, `extreme` makes more of the hard ones.
+with published ones. For training, `extreme` makes more of the hard ones, and `tridagon` adds hard ones of another kind.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ class SudokuConfig(TaskConfig):
     """CSV (.gz too) with columns question,answer to test on; empty: generated, 9x9 far easier than Sudoku-Extreme."""
     extreme: int = 0
     """So many training puzzles more, made by moving clues of the hardest: 9x9 only, about 50 a second."""
+    tridagon: int = 0
+    """So many of the shipped tridagons more in training, 9x9 only: a hard kind that our other puzzles lack, and a fifth
+    of Sudoku-Extreme is. Three digits have two clues and stand crosswise in three of four boxes.
+    """
     reveal: int = 0
     """In training, up to so many digits of the answer, a new number at each drawing of a puzzle, stand in it as further
     clues, unless `training.shorten` is off: from few puzzles come many, easy ones among them.
@@ -61,12 +65,13 @@ class SudokuConfig(TaskConfig):
 
     def __post_init__(self) -> None:
         Board.parse(self.box)
-        for option, least in (("train", 1), ("validation", 0), ("test", 0), ("extreme", 0), ("reveal", 0), ("seed", 0)):
-            value = getattr(self, option)
+        for option in ("train", "validation", "test", "extreme", "tridagon", "reveal", "seed"):
+            value, least = getattr(self, option), int(option == "train")
             if value is not None and value < least:
                 raise ConfigError(f"sudoku: {option} is {value}, must be at least {least}")
-        if self.extreme and Board.parse(self.box) != Board(3, 3):
-            raise ConfigError(f"sudoku: extreme puzzles are made for box 3x3, not for {self.box}; leave extreme at 0")
+        for option in ("extreme", "tridagon"):
+            if getattr(self, option) and Board.parse(self.box) != Board(3, 3):
+                raise ConfigError(f"sudoku: {option} puzzles are of box 3x3, not {self.box}; leave {option} at 0")
 
 
 class Sudoku(Task[SudokuConfig]):
@@ -79,7 +84,8 @@ class Sudoku(Task[SudokuConfig]):
         super().__init__(config)
         self.board = Board.parse(config.box)
         counts: dict[Split, int | None] = {"train": config.train, "validation": config.validation, "test": config.test}
-        self._data = SudokuData(self.board, counts, config.train_file, config.test_file, config.seed, config.extreme)
+        files = config.train_file, config.test_file
+        self._data = SudokuData(self.board, counts, *files, config.seed, config.extreme, config.tridagon)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     test        a file, or generated
     validation  held out from the training file, or generated
-    train       a file (9x9: the one that travels with the package), or generated; and neighbours of its hard puzzles
+    train       a file (9x9: the one that travels with the package), or generated; tridagons; neighbours of what is hard
 
 The splits are made in this order, and each leaves out what an earlier one has: the same puzzle under symmetry (equal
 `signature`) and the same solution grid, cell by cell. Where a split is generated, a hash of the grid and the seed says
@@ -33,6 +33,8 @@ __all__ = ["Puzzles", "SudokuData", "read_csv", "symbol_codes"]
 BLANKS = ".0_*"
 UNKNOWN = 255
 BLOCK = 2048
+ASSETS = resources.files("loopwise.tasks") / "assets"
+TRIDAGONS = "sudoku_tridagons.csv.gz"
 
 SHARES: dict[Split, tuple[int, ...]] = {"test": (0, 1), "validation": (2,), "train": (3, 4, 5, 6, 7)}
 """Which eighths of all grids belong to a generated split."""
@@ -128,8 +130,10 @@ class SudokuData:
         test_file: str,
         seed: int,
         extreme: int = 0,
+        tridagon: int = 0,
     ) -> None:
-        self.board, self.counts, self.seed, self.extreme = board, counts, seed, extreme
+        self.board, self.counts, self.seed = board, counts, seed
+        self.extreme, self.tridagon = extreme, tridagon
         self.train_file, self.test_file = train_file, test_file
         self.shipped = not train_file and (board.box_rows, board.box_columns) == (3, 3)
 
@@ -141,6 +145,8 @@ class SudokuData:
             return self.validation
         if self.shipped or self.train_file:
             train = self._training_file().rows(self._file_split[1])
+            if self.tridagon:
+                train = train.and_also(self._tridagons(train))
             return train.and_also(self._extremes(train)) if self.extreme else train
         return self._generate("train", _Taken(self.board, self._reserved, self.validation))
 
@@ -210,8 +216,7 @@ class SudokuData:
 
     def _training_file(self) -> Puzzles:
         name = self._training_name
-        folder = resources.files("loopwise.tasks") / "assets"
-        return read_csv(self.board, folder / name if self.shipped else Path(name), name)
+        return read_csv(self.board, ASSETS / name if self.shipped else Path(name), name)
 
     @cached_property
     def _file_split(self) -> tuple[Index, Index]:
@@ -255,6 +260,25 @@ class SudokuData:
             raise DataError(f"only {have} {n}x{n} puzzles that differ are left for {split}, not {wanted}; ask for less")
         return found
 
+    @cached_property
+    def _held_out_families(self) -> Hashes:
+        return np.concatenate([_families(self.board, puzzles) for puzzles in (self._reserved, self.validation)])
+
+    def _tridagons(self, train: Puzzles) -> Puzzles:
+        """Draw from the tridagons that travel with the package: none of a held-out family, none that is there already.
+
+        Raises DataError where more are asked for than there are.
+        """
+        found = read_csv(self.board, ASSETS / TRIDAGONS, TRIDAGONS)
+        free = _Taken(self.board, own=(train,)).free(found, signature(self.board, *found))
+        free &= ~np.isin(_families(self.board, found), self._held_out_families)
+        index = np.flatnonzero(free)
+        if len(index) < self.tridagon:
+            raise DataError(
+                f"{len(index)} tridagons are left for training, {self.tridagon} are asked for; lower `tridagon`"
+            )
+        return found.rows(np.random.default_rng([self.seed, len(SPLITS) + 1]).permutation(index)[: self.tridagon])
+
     def _extremes(self, train: Puzzles) -> Puzzles:
         """Make puzzles beside the hard ones of the training split, then beside those made, and so on.
 
@@ -266,11 +290,10 @@ class SudokuData:
         if not len(seeds):
             reason = "the training puzzles can all be solved by one level of trial and error"
             raise DataError(f"{reason}: `extreme` has nothing to begin with; give harder ones as `train_file`")
-        held_out = np.concatenate([_families(board, puzzles) for puzzles in (self._reserved, self.validation)])
 
         def draw(seeds: Grids, count: int) -> Puzzles:
             fresh = Puzzles(*extremes(board, seeds, count, rng))
-            return fresh.rows(~np.isin(_families(board, fresh), held_out))
+            return fresh.rows(~np.isin(_families(board, fresh), self._held_out_families))
 
         found, more = train.rows(np.arange(0)), train
         while len(found.puzzles) < self.extreme and len(more.puzzles):
