@@ -134,7 +134,7 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
                 told = f"after {args.train_steps} steps (answer loss {losses[0]:.2f} -> {losses[-1]:.2f})"
                 yield Case(f"{title}, {told}", model, loss, batches, args.thought)
             if (name, args.hidden, args.layers) == ("trm", 64, 2):
-                shipped, notes = load_model(models.find(task))
+                shipped, notes = load_model(models.shipped()[task])
                 told = f"the weights that come with loopwise ({notes['step']:,} steps)"
                 yield Case(f"{title}, {told}", shipped, loss, batches, args.thought)
 
@@ -218,7 +218,7 @@ def measure(case: Case) -> list[tuple[str, ...]]:
     starts = [begin(case, batch) for batch in case.batches]
     whole = [gradient_of(case, start, FullBPTT()) for start in starts]
     flops = flops_of(case, starts[0], FullBPTT())
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, policy in POLICIES.items():
         found = [gradient_of(case, start, policy) for start in starts]
         pairs = list(zip(found, whole, strict=True))

@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from itertools import cycle
+from typing import Any
 
 import psutil
 
@@ -81,7 +82,7 @@ class Caller:
         return int(head.split(b" ", 2)[1])
 
 
-def offline(arguments: argparse.Namespace, puzzles: list) -> tuple[float, float]:
+def offline(arguments: argparse.Namespace, puzzles: list[list[int]]) -> tuple[float, float]:
     """Of the engine alone: puzzles a second, and a second of the processor."""
     solver = loopwise.load(arguments.model, slots=arguments.slots)
     solver.solve(puzzles[: arguments.slots], arguments.budget)
@@ -108,13 +109,13 @@ async def saturate(caller: Caller, callers: int, seconds: float) -> float:
     return done / (time.monotonic() - began)
 
 
-async def load(caller: Caller, rate: float, seconds: float, process: psutil.Process, seed: int) -> dict:
+async def load(caller: Caller, rate: float, seconds: float, process: psutil.Process, seed: int) -> dict[str, Any]:
     """What becomes of requests that arrive at random, `rate` a second."""
     rng = random.Random(seed)
-    statuses: Counter = Counter()
+    statuses: Counter[int | str] = Counter()
     latencies: list[float] = []
     memory: list[float] = []
-    tasks: set[asyncio.Task] = set()
+    tasks: set[asyncio.Task[None]] = set()
 
     async def one(due: float) -> None:
         status = await caller.ask()
@@ -159,7 +160,7 @@ def processor(process: psutil.Process) -> float:
 
 def resident(process: psutil.Process) -> float:
     """MiB of a process and of those it started."""
-    return sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / MIB
+    return float(sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])) / MIB
 
 
 async def gauge(port: int, name: str) -> float:
@@ -171,11 +172,12 @@ async def gauge(port: int, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}{{.*}} (\S+)$", text, re.M))
 
 
-def start(arguments: argparse.Namespace) -> tuple[subprocess.Popen, int]:
+def start(arguments: argparse.Namespace) -> tuple[subprocess.Popen[str], int]:
     """The service, when it is ready, and its port."""
     command = [sys.executable, "-m", "loopwise", "serve", arguments.model, "--port", "0"]
     command += ["--slots", str(arguments.slots), "--workers", str(arguments.workers)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     port = int(process.stderr.readline().rsplit(":", 1)[1])
     ready = 0
     for line in process.stderr:
@@ -187,7 +189,9 @@ def start(arguments: argparse.Namespace) -> tuple[subprocess.Popen, int]:
     return process, port
 
 
-async def measure(arguments: argparse.Namespace, puzzles: list, process: psutil.Process, port: int) -> dict:
+async def measure(
+    arguments: argparse.Namespace, puzzles: list[list[int]], process: psutil.Process, port: int
+) -> dict[str, Any]:
     """All measurements of the running service."""
     body = {"puzzles": puzzles[: arguments.batch], "budget": arguments.budget}
     caller = Caller(port, json.dumps(body).encode())

@@ -156,7 +156,7 @@ def throughput(solver: Solver, data: Examples, rounds: int) -> dict[str, Any]:
 
 def right(answers: Tokens, data: Examples) -> np.ndarray[Any, Any]:
     """Which answers [N, L] are exactly right: [N]."""
-    return ((answers == data.labels) | (data.labels == IGNORE_LABEL)).all(1)
+    return np.asarray(((answers == data.labels) | (data.labels == IGNORE_LABEL)).all(1))
 
 
 def _told(name: str, seconds: Any, answers: dict[str, Answered], exact: Any, limit: int) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def _ours(contender: Contender, dtype: Any, device: Any) -> tuple[Callable[[], o
         held["state"], prediction = model(held["state"], batch, policy)
         loss, _, correct = answer_loss("stablemax", prediction.logits, batch.labels)
         halting = torch.nn.functional.binary_cross_entropy_with_logits(prediction.halt_logits, correct.float())
-        (loss / contender.batch + halting).backward()
+        (loss / contender.batch + halting).backward()  # type: ignore[no-untyped-call]
         model.zero_grad()
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ def _ours(contender: Contender, dtype: Any, device: Any) -> tuple[Callable[[], o
 
 def _twin(contender: Contender, dtype: Any, device: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     import torch
-    import trm  # the literal twin, from tests/reference
+    import trm  # type: ignore[import-not-found] # the literal twin, from tests/reference
 
     spec, batch = _puzzles(contender, device)
     positions = "none" if contender.core == "mlp" else "rope"

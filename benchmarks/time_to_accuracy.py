@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from loopwise.reasoners.costs import count_flops
 from loopwise.recipes import find
@@ -24,7 +25,9 @@ from loopwise.runtime import keep_freed_memory
 HEADER = ("recipe", "seed", "reached", "step", "minutes", "PFLOP")
 
 
-def seeded(name: str, seed: int, target: float, eval_every: int, compiling: str) -> RunConfig:
+def seeded(
+    name: str, seed: int, target: float, eval_every: int, compiling: Literal["", "auto", "on", "off"]
+) -> RunConfig:
     """The recipe with another seed, to be stopped at the target."""
     config = find(name)
     training = replace(config.training, seed=seed, stop_at=target, eval_every=eval_every)

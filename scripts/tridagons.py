@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loopwise.tasks.sudoku_boards import Board, Flags, Grids, solve
-from loopwise.tasks.sudoku_data import Puzzles, read_csv
+from loopwise.tasks.sudoku_boards import Board, Flags, Grids, dig
+from loopwise.tasks.sudoku_data import Puzzles, families, read_csv
 from loopwise.tasks.sudoku_extreme import is_minimal, neighbours, one_level
-from loopwise.tasks.sudoku_symmetry import Hashes, signature
+from loopwise.tasks.sudoku_symmetry import signature
 
 BOARD = Board.parse("3x3")
 BLOCK = 100
@@ -64,14 +64,7 @@ def without_a_digit(seeds: Puzzles, rng: np.random.Generator) -> Puzzles:
     order[seeds.puzzles > 0] += 1
     order[(seeds.solutions[:, :, None] == digits[:, None, :]).any(axis=2) & (seeds.puzzles == 0)] -= 1
     order[seeds.solutions == lost[:, None]] -= 3
-    puzzles, rows = seeds.solutions.copy(), np.arange(len(seeds.puzzles))
-    for cell in order.argsort(axis=1).T:
-        digit = seeds.solutions[rows, cell]
-        masks = BOARD.bits[puzzles].T
-        masks[cell, rows] = BOARD.bits[0] & ~BOARD.bits[digit]  # another solution would have another digit here
-        gone = np.flatnonzero(solve(BOARD, masks, limit=1)[0] == 0)
-        puzzles[gone, cell[gone]] = 0
-    return Puzzles(puzzles, seeds.solutions)
+    return Puzzles(dig(BOARD, seeds.solutions, order), seeds.solutions)
 
 
 def make(seeds: Puzzles, beginnings: int, count: int, rng: np.random.Generator) -> tuple[Puzzles, npt.NDArray[np.intp]]:
@@ -100,7 +93,7 @@ def make(seeds: Puzzles, beginnings: int, count: int, rng: np.random.Generator) 
         fresh = fresh.rows(first[unseen])
         idle = 0 if unseen.any() else idle + 1
         found, origin = found.and_also(fresh), np.concatenate([origin, seed[first[unseen]]])
-        marks, family = np.concatenate([marks, mark[unseen]]), np.concatenate([family, families(fresh)])
+        marks, family = np.concatenate([marks, mark[unseen]]), np.concatenate([family, families(BOARD, fresh)])
         print(f"{len(marks)} of {count} found", end="\r", flush=True)
     return found, origin
 
@@ -111,11 +104,6 @@ def alike_often(kind: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.asarray(1 / sizes[number])
 
 
-def families(found: Puzzles) -> Hashes:
-    """A number [N] that puzzles share whose solutions are one grid up to symmetry."""
-    return signature(BOARD, found.solutions, found.solutions)
-
-
 def write(found: Puzzles, file: Path) -> None:
     """Write a CSV, the same bytes for the same puzzles."""
     text = io.StringIO()
@@ -124,7 +112,7 @@ def write(found: Puzzles, file: Path) -> None:
     for puzzle, solution in zip(*found, strict=True):
         table.writerow(("".join(map(str, puzzle)).replace("0", "."), "".join(map(str, solution))))
     file.write_bytes(gzip.compress(text.getvalue().encode(), 9, mtime=0))
-    print(f"{file.name}: {len(found.puzzles)} tridagons in {len(np.unique(families(found)))} families")
+    print(f"{file.name}: {len(found.puzzles)} tridagons in {len(np.unique(families(BOARD, found)))} families")
 
 
 def main() -> None:
@@ -145,7 +133,7 @@ def main() -> None:
     found, origin = make(known, options.beginnings, options.count, rng)
     origins = rng.permutation(np.unique(origin))
     held_out = np.isin(origin, origins[: len(origins) // 5])
-    both = np.isin(families(found), families(found.rows(~held_out)))
+    both = np.isin(families(BOARD, found), families(BOARD, found.rows(~held_out)))
     write(found.rows(~held_out), options.train)
     write(found.rows(held_out & ~both), options.validation)
 

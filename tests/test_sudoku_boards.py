@@ -13,7 +13,7 @@ BOXES = ["2x2", "1x4", "2x3", "3x2", "3x3"]
 def generated(box, count, seed=0):
     board, rng = Board.parse(box), np.random.default_rng(seed)
     solutions = random_grids(board, count, rng)
-    return board, dig(board, solutions, rng), solutions
+    return board, dig(board, solutions, rng.random(solutions.shape)), solutions
 
 
 def brute_force(board, digits, limit=2):

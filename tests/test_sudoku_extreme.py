@@ -23,7 +23,8 @@ def digits(*puzzles):
 
 def minimal_puzzles(count, seed=0):
     rng = np.random.default_rng(seed)
-    return dig(BOARD, random_grids(BOARD, count, rng), rng)
+    grids = random_grids(BOARD, count, rng)
+    return dig(BOARD, grids, rng.random(grids.shape))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_minimal():
 def test_neighbours_are_all_there_are():
     """Of a small puzzle without the clue that was drawn, every clue elsewhere that leaves one solution is found."""
     board, rng = Board(2, 3), np.random.default_rng(0)
-    puzzle = dig(board, random_grids(board, 1, rng), rng)[0]
+    puzzle = dig(board, random_grids(board, 1, rng), rng.random((1, board.cells)))[0]
     seen = set()
     for _ in range(200):
         found, solved = neighbours(board, puzzle[None], rng)

@@ -288,17 +288,18 @@ def random_grids(board: Board, count: int, rng: np.random.Generator) -> Grids:
     return np.concatenate(found) if found else np.zeros((0, board.cells), dtype=np.uint8)
 
 
-def dig(board: Board, solutions: Grids, rng: np.random.Generator) -> Grids:
-    """Remove clues from solution grids [P, cells] in random order while the solution stays the only one: [P, cells].
+def dig(board: Board, solutions: Grids, order: npt.NDArray[Any]) -> Grids:
+    """Remove clues from solution grids [P, cells] while the solution stays the only one: puzzles [P, cells].
+
+    `order` [P, cells] says when a clue is tried, the lowest first: random numbers, for puzzles of any kind.
 
     Up to side 9 the puzzles are minimal: no further clue can go. On a larger board a proof of uniqueness can take
     for ever, so a clue goes only if singles alone refute every other digit in its cell: one solution, but not minimal.
     """
     count = len(solutions)
     puzzles = solutions.copy()
-    order = rng.random(solutions.shape).argsort(axis=1)
     rows = np.arange(count)
-    for cell in order.T:
+    for cell in order.argsort(axis=1).T:
         digit = solutions[rows, cell]
         masks = board.bits[puzzles].T
         masks[cell, rows] = board.bits[0] & ~board.bits[digit]  # another solution would have another digit here

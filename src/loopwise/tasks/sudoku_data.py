@@ -28,7 +28,7 @@ from loopwise.tasks.sudoku_extreme import extremes, one_level
 from loopwise.tasks.sudoku_symmetry import Hashes, grid_hashes, mix64, same, signature
 from loopwise.types import SPLITS, Split
 
-__all__ = ["Puzzles", "SudokuData", "read_csv", "symbol_codes"]
+__all__ = ["ASSETS", "TRIDAGONS", "Puzzles", "SudokuData", "families", "read_csv", "symbol_codes"]
 
 BLANKS = ".0_*"
 UNKNOWN = 255
@@ -106,7 +106,7 @@ class _Taken:
         return np.asarray(~taken)
 
 
-def _families(board: Board, found: Puzzles) -> Hashes:
+def families(board: Board, found: Puzzles) -> Hashes:
     """A number [N] that puzzles share whose solutions are one grid up to symmetry."""
     return signature(board, found.solutions, found.solutions)
 
@@ -202,7 +202,7 @@ class SudokuData:
             pairs = same(board, train, self._reserved)
             numbers = ", ".join(f"{i + 1} is test puzzle {j + 1}" for i, j in pairs[:3])
             disguised, free = len({i for i, _ in pairs}), _Taken(board, self._reserved).free(train, marks)
-            grids, tested = (_families(board, puzzles) for puzzles in (train.rows(free), self._reserved))
+            grids, tested = (families(board, puzzles) for puzzles in (train.rows(free), self._reserved))
             lines += [
                 f"test puzzles in disguise, left out: {disguised}" + (f" (number {numbers})" if pairs else ""),
                 f"others with the solution of a test puzzle, left out: {np.sum(~free) - disguised}",
@@ -230,19 +230,19 @@ class SudokuData:
         taken = _Taken(self.board, self._reserved)
         free = np.flatnonzero(taken.free(found, signature(self.board, *found)))
         usable = found.rows(free)
-        marks = signature(self.board, *usable) if self.board.side < 9 else _families(self.board, usable)
-        families, member, sizes = np.unique(marks, return_inverse=True, return_counts=True)
+        marks = signature(self.board, *usable) if self.board.side < 9 else families(self.board, usable)
+        kinds, member, sizes = np.unique(marks, return_inverse=True, return_counts=True)
         wanted = self.counts["validation"]
         if wanted is None:
             wanted = min(500, len(free) // 10)
-        chosen = np.zeros(len(families), dtype=np.bool_)
+        chosen = np.zeros(len(kinds), dtype=np.bool_)
         room = wanted
-        for family in mix64(families ^ mix64([self.seed % 2**64])).argsort():
+        for family in mix64(kinds ^ mix64([self.seed % 2**64])).argsort():
             if sizes[family] <= room:
                 chosen[family] = True
                 room -= int(sizes[family])
         if room:
-            reason = f"{name!r} has {len(free)} usable puzzles in {len(families)} families"
+            reason = f"{name!r} has {len(free)} usable puzzles in {len(kinds)} families"
             raise DataError(f"{reason}, which leaves no {wanted} to hold out; lower `validation`")
         held_out = chosen[member]
         train = self._choose(free[~held_out], "train", name)
@@ -262,7 +262,7 @@ class SudokuData:
 
     @cached_property
     def _held_out_families(self) -> Hashes:
-        return np.concatenate([_families(self.board, puzzles) for puzzles in (self._reserved, self.validation)])
+        return np.concatenate([families(self.board, puzzles) for puzzles in (self._reserved, self.validation)])
 
     def _tridagons(self, train: Puzzles) -> Puzzles:
         """Draw from the tridagons that travel with the package: none of a held-out family, none that is there already.
@@ -271,7 +271,7 @@ class SudokuData:
         """
         found = read_csv(self.board, ASSETS / TRIDAGONS, TRIDAGONS)
         free = _Taken(self.board, own=(train,)).free(found, signature(self.board, *found))
-        free &= ~np.isin(_families(self.board, found), self._held_out_families)
+        free &= ~np.isin(families(self.board, found), self._held_out_families)
         index = np.flatnonzero(free)
         if len(index) < self.tridagon:
             raise DataError(
@@ -293,7 +293,7 @@ class SudokuData:
 
         def draw(seeds: Grids, count: int) -> Puzzles:
             fresh = Puzzles(*extremes(board, seeds, count, rng))
-            return fresh.rows(~np.isin(_families(board, fresh), self._held_out_families))
+            return fresh.rows(~np.isin(families(board, fresh), self._held_out_families))
 
         found, more = train.rows(np.arange(0)), train
         while len(found.puzzles) < self.extreme and len(more.puzzles):
@@ -337,7 +337,7 @@ class SudokuData:
             names = 1 + rng.random((stray.size, board.side)).argsort(axis=1)
             grids[stray] = np.take_along_axis(names, grids[stray].astype(np.intp) - 1, axis=1)
         grids = grids[self._belongs(grids, split)]
-        puzzles = dig(board, grids, rng)
+        puzzles = dig(board, grids, rng.random(grids.shape))
         if board.side < 6:  # a 4x4 board has but 36 minimal puzzles
             puzzles = restore_clues(puzzles, grids, 6, rng)
         return Puzzles(puzzles, grids)
