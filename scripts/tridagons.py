@@ -13,6 +13,7 @@ import argparse
 import csv
 import gzip
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,13 @@ def main() -> None:
     known = known.rows((scarce_digits(known.puzzles)[1] == 1).all(axis=1))
     known = known.rows(crosswise(known))
     print(f"{options.puzzles.name}: {len(known.puzzles)} puzzles to begin with")
+    if not len(known.puzzles):
+        sys.exit("nothing is written: without one of them there is nothing to begin with; give a longer list")
     found, origin = make(known, options.beginnings, options.count, rng)
     origins = rng.permutation(np.unique(origin))
     held_out = np.isin(origin, origins[: len(origins) // 5])
+    if not held_out.any():
+        sys.exit(f"nothing is written: {len(origins)} beginnings led on, of which a fifth is held out; ask for more")
     both = np.isin(families(BOARD, found), families(BOARD, found.rows(~held_out)))
     write(found.rows(~held_out), options.train)
     write(found.rows(held_out & ~both), options.validation)

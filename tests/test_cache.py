@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from loopwise import tasks
 from loopwise.data import cache
 from loopwise.errors import DataError
 from loopwise.tasks.maze import Maze, MazeConfig
@@ -48,6 +51,24 @@ def test_options_of_teaching_leave_the_examples_as_they_are(task, plain, other, 
     for kept, column, fresh in zip(cache.examples(taught, "test"), made, again, strict=True):
         np.testing.assert_array_equal(kept, column)
         np.testing.assert_array_equal(fresh, column)
+
+
+def test_data_of_the_package_that_has_changed_is_read_again(tmp_path, monkeypatch):
+    """What was made of a file that travels with the tasks is made again when another release has another file."""
+    package = tmp_path / "tasks"
+    shutil.copytree(Path(tasks.__file__).parent, package)
+    monkeypatch.setattr(tasks, "__file__", str(package / "__init__.py"))
+    cache._source.cache_clear()
+    task = Sudoku(SudokuConfig(box="2x2", train=10, validation=2, test=10))
+    cache.examples(task, "test")
+    with monkeypatch.context() as patch:
+        forbid(patch, Sudoku)
+        cache.examples(task, "test")
+        next((package / "assets").glob("*.csv")).write_text("question,answer\n", encoding="utf-8")
+        cache._source.cache_clear()
+        with pytest.raises(AssertionError, match="made again"):
+            cache.examples(task, "test")
+    cache._source.cache_clear()
 
 
 def test_a_file_that_has_changed_is_read_again(tmp_path, monkeypatch):

@@ -566,7 +566,9 @@ def test_the_network_of_a_search_goes_on_as_a_single_pass(terminal, tmp_path):
 
 
 def test_more_blocks_begin_as_copies_of_those_there_are(terminal, tmp_path):
-    """A model of three blocks that starts from one of two has these two and the first again."""
+    """A model of three blocks that starts from one of two has these two and the first again, resumed or not, with the
+    initial state of those; the other way round a block would be lost, which is said in a line.
+    """
     options = "sudoku --task.box 2x2 --task.train 20 --task.validation 10 --task.test 0 --training.ema 0"
     options += " --reasoner equivariant-looped --reasoner.hidden-size 8 --reasoner.width-multiple 8 --training.steps 1"
     options += " --training.batch-size 4 --training.warmup-steps 0 --training.lr 1e-9 --training.weight-decay 0"
@@ -583,6 +585,15 @@ def test_more_blocks_begin_as_copies_of_those_there_are(terminal, tmp_path):
     assert not torch.equal(began["f.blocks.0.mlp.down.weight"], began["f.blocks.1.mlp.down.weight"])
     for name, tensor in grown.items():
         torch.testing.assert_close(tensor, began[name.replace(".blocks.2.", ".blocks.0.")], rtol=0, atol=1e-6)
+    begin = ["--training.start-from", str(two), "--reasoner.seed", "1"]
+    whole = train("whole", "3", *begin, "--training.steps", "2")
+    parts = train("parts", "3", *begin)
+    assert main(["train", "--resume", str(parts), "--training.steps", "2", "--tracker", "none"]) == 0
+    for folder in (whole, parts):
+        ended = read_tensors(folder / "model.safetensors")[0]
+        assert torch.equal(ended["z_init"], began["z_init"])
+    lost = ["train", *options.split(), "--reasoner.num-layers", "1", "--training.start-from", str(three)]
+    assert "has more blocks" in terminal.refuses(*lost, "--out", tmp_path / "one")
 
 
 def test_an_evaluation_is_shown_as_a_table(terminal, trained):

@@ -1,5 +1,6 @@
 """Hints: a second label at each position that only training sees."""
 
+import itertools
 import json
 
 import numpy as np
@@ -112,15 +113,16 @@ class Rigged(Fixed):
         return new._replace(prediction=new.prediction._replace(logits=rigged[0], hint_logits=rigged[1]))
 
 
-@pytest.mark.parametrize("evict", [True, False])
-def test_a_slot_that_leaves_the_trace_takes_a_fresh_puzzle(evict):
+@pytest.mark.parametrize(("evict", "weight"), [(True, 1.0), (True, 0.0), (False, 1.0)])
+def test_a_slot_that_leaves_the_trace_takes_a_fresh_puzzle(evict, weight):
     """With `evict` a slot goes on where all that is asked of the answer and of the hints by now is right, though the
-    answer is not finished; one wrong position of either gives the puzzle up. Without it none is.
+    answer is not finished; one wrong position of either gives the puzzle up, of the hints only if they are taught.
+    Without it none is.
     """
     task = Maze(MazeConfig(size=SIZE, min_moves=6, train=30, validation=1, test=1, hints=2))
     data = task.examples("train")
     config = LoopedConfig(hidden_size=8, num_layers=1, core="convolution", registers=0, width_multiple=8)
-    options = TrainingConfig(steps=10, batch_size=3, loss="softmax", evict=evict)
+    options = TrainingConfig(steps=10, batch_size=3, loss="softmax", evict=evict, hint_weight=weight)
     stream = Stream(task, data, 0)
     slots = Trainer(Looped(config, task.spec), FullBPTT(), Fixed(), stream, options, Accelerator(cpu=True))
     slots.carry = slots.carry._replace(batch=slots._incoming(), halted=torch.zeros(3, dtype=torch.bool))
@@ -136,7 +138,8 @@ def test_a_slot_that_leaves_the_trace_takes_a_fresh_puzzle(evict):
             told[2, cell] = (told[2, cell] + 1) % 5
         slots.halting = Rigged(said, told)
         slots.train_step()
-        assert slots.carry.halted.tolist() == [False, step == 2 and evict, step == 2 and evict]
+        gone = step == 2 and evict
+        assert slots.carry.halted.tolist() == [False, gone, gone and weight > 0]
 
 
 def test_a_ponder_shares_hints_as_it_shares_answers(tmp_path):
@@ -160,3 +163,17 @@ def test_weights_go_on_with_hints_and_without(terminal, tmp_path):
     lattice = ("train", "maze", "--task.hints", "2", "--reasoner", "lattice", "--out", tmp_path / "d")
     assert "evict needs hints" in terminal.refuses(*train(tmp_path / "e", "--training.evict"))
     assert "no head to learn hints" in terminal.refuses(*lattice)
+    late = ("train", "--resume", tmp_path / "a", "--training.steps", "2", "--training.evict", "--tracker", "none")
+    assert "evict needs hints" in terminal.refuses(*late)
+
+
+def test_answers_need_no_hints(terminal, tmp_path):
+    """Weights that were told hints answer the same without them, at the size that they know and at another; those that
+    were told none do not mind if there are some.
+    """
+    assert main(train(tmp_path / "a", "--task.hints", "2")) == 0
+    assert main(train(tmp_path / "b")) == 0
+    for name, size in itertools.product("ab", (SIZE, SIZE + 2)):
+        evaluate = ("eval", tmp_path / name, "--task.size", str(size), "--json")
+        with_hints, without = (terminal.records(*evaluate, "--task.hints", hints)[0] for hints in ("2", "0"))
+        assert with_hints == without

@@ -392,23 +392,27 @@ def test_guesses_wait_for_eliminations():
 
 
 def test_further_cycles_come_first_in_training():
-    """With `progressive` a training step has 0 to as many further updates of the latent state, without a gradient;
-    a step of a solve has none.
+    """With `progressive` a training step has 0 to as many further updates of the latent state, without a gradient, each
+    number about as often, be it that all puzzles began together; a step of a solve has none.
     """
     reasoner = lattice(progressive=3)
     calls = []
     reasoner.f.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
-    for number in range(4):
+    ahead, rng = [], torch.Generator().manual_seed(0)
+    for number in range(80):
         state = reasoner.init_state(COUNT, CELLS)
-        steps = torch.zeros_like(state.steps)
-        steps[0] = number
+        state = state._replace(steps=torch.full_like(state.steps, number % 8))
+        inputs = torch.where(torch.rand(BATCH.inputs.shape, generator=rng) < 0.5, 1, BATCH.inputs)  # 1 is a blank
         calls.clear()
-        reasoner(state._replace(steps=steps), BATCH, FullBPTT())
-        assert calls == [False] * number + [True] * 2
+        reasoner(state, BATCH._replace(inputs=inputs), FullBPTT())
+        ahead.append(len(calls) - 2)
+        assert calls == [False] * ahead[-1] + [True] * 2
         calls.clear()
         with torch.no_grad():
-            reasoner(state._replace(steps=steps), BATCH, FullBPTT())
+            reasoner(state, BATCH, FullBPTT())
         assert len(calls) == 2
+    assert set(ahead) == {0, 1, 2, 3}
+    assert all(10 <= ahead.count(number) <= 30 for number in range(4))
 
 
 def test_a_search_can_be_watched(guesser, capsys):

@@ -513,6 +513,7 @@ def test_unusable_files(tmp_path, mazes):
     (tmp_path / "text.npz").write_text("no zip file")
     np.savez(tmp_path / "names.npz", mazes=mazes)
     np.savez(tmp_path / "objects.npz", inputs=np.array([None]), labels=np.array([None]))
+    np.savez(tmp_path / "single.npz", inputs=np.array(3), labels=np.array(3))
     for name, message in (
         (write_npz(tmp_path / "relabelled.npz", mazes, relabelled), f"row {other[0]}: its label is not the shortest"),
         (write_npz(tmp_path / "padded.npz", padded), "row 2: the maze has other symbols"),
@@ -527,6 +528,7 @@ def test_unusable_files(tmp_path, mazes):
         (str(tmp_path / "text.npz"), "cannot read"),
         (str(tmp_path / "names.npz"), "cannot read"),
         (str(tmp_path / "objects.npz"), "cannot read"),
+        (str(tmp_path / "single.npz"), "where whole numbers"),
         (str(tmp_path), "cannot read"),
         (str(tmp_path / "absent.npz"), "there is no file"),
         (str(tmp_path / "absent.csv"), "there is no file"),
@@ -559,3 +561,7 @@ def test_senseless_options(options):
     """Options that make no sense are refused when the configuration is made."""
     with pytest.raises(ConfigError, match=r"^maze: [^\n]*$"):
         MazeConfig(**options)
+    ((name, _),) = options.items()
+    for value in (8.5, float("nan"), "8"):
+        with pytest.raises(ConfigError, match=rf"^{name} cannot be [^\n]*$"):
+            MazeConfig(**{name: value})

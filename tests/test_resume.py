@@ -26,6 +26,7 @@ import loopwise
 from loopwise import runs
 from loopwise.cli import main
 from loopwise.storage import read_json, read_tensors
+from loopwise.training import loop
 from loopwise.training import trainer as trainer_module
 from loopwise.training.trainer import Trainer
 
@@ -251,6 +252,36 @@ def test_killed_between_any_two_writes_a_run_ends_with_the_same_weights(uninterr
     assert 0 < saved_step(folder) < STEPS
     finish(folder)
     assert_same_end(folder, uninterrupted[0])
+
+
+class DyingInAnEvaluation:
+    """Kill this process in its nth evaluation, which the training before it was long enough to save for."""
+
+    def __init__(self, number: int):
+        self.left = number
+
+    def __call__(self):
+        evaluate, loop.LONG = runs.evaluate, 0.0
+
+        def deadly(model, examples):
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return evaluate(model, examples)
+
+        runs.evaluate = deadly
+
+
+@pytest.mark.parametrize("number", [1, STEPS // EVAL_EVERY])
+def test_an_evaluation_that_was_killed_is_made_up_for(number, uninterrupted, tmp_path):
+    """A run that is killed while it is scored, at its end or before, has the scores, the weights and the log of one
+    that was not: what it would have lost is done first when it goes on.
+    """
+    run = start(tmp_path / "run", *SELDOM, prepare=DyingInAnEvaluation(number))
+    assert run.wait() == -signal.SIGKILL, run.said()
+    assert saved_step(tmp_path / "run") == number * EVAL_EVERY
+    finish(tmp_path / "run")
+    assert_same_end(tmp_path / "run", uninterrupted[0])
 
 
 def test_a_killed_save_leaves_no_scrap(tmp_path):

@@ -199,6 +199,15 @@ def test_the_answer_has_the_form_of_the_puzzle(solver):
     np.testing.assert_array_equal(tokens.answer, numbers.tokens)
 
 
+def test_tokens_are_whole_numbers_of_the_vocabulary(solver):
+    """An array of anything else is refused in a line, not rounded, wrapped around or read as text."""
+    tokens = np.array([4, 2, 3])
+    for wrong in (tokens + 0.9, tokens + 2**32, -tokens, tokens[None], tokens.astype(str), tokens > 2):
+        with pytest.raises(PuzzleError, match=r"^tokens are an array \[L\] of whole numbers below \d+$"):
+            solver.solve([wrong])
+    assert len(solver.trace(tokens, max_steps=2.0)) == 2
+
+
 def test_a_model_is_the_same_after_saving(solver, puzzles, tmp_path):
     """`save_pretrained` and `from_pretrained` (and `loopwise.load`) give the same answers bit for bit."""
     solver.save_pretrained(tmp_path / "model")

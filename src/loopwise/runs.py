@@ -92,8 +92,6 @@ def build(config: RunConfig) -> Model:
     dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
     if task.spec.hints and not reasoner.hint_weights:
         raise ConfigError(f"{reasoner.name} has no head to learn hints with; leave out --task.hints, or train another")
-    if config.training.evict and not task.spec.hints:
-        raise ConfigError(f"evict needs hints, by which to tell a wrong state, and {config.task} gives none here")
     return Model(
         task=task,
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),
@@ -144,7 +142,7 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     """Give a reasoner the weights of a checkpoint or of a shipped model. Raises CheckpointError or ConfigError.
 
     The other model may have more parts: the search of a lattice has heads that its network does without. It may have
-    fewer blocks: those that are more begin as copies of its own, in turn.
+    fewer blocks: those that are more begin as copies of its own, in turn. It may not have more.
     """
     file = Path(find(source)) / WEIGHTS
     if not file.exists():
@@ -155,6 +153,9 @@ def _take_weights(reasoner: Reasoner[Any], source: str) -> None:
     tensors, _ = read_tensors(file)
     mine = reasoner.state_dict()
     theirs = {name: _counterpart(name, tensors) for name in mine}
+    over = [name for name in tensors if name not in mine and _counterpart(name, mine) != name]
+    if over:
+        raise ConfigError(f"{source} has more blocks than this {reasoner.name} ({over[0]}); give it as many")
     try:
         found = {name: tensors[other] for name, other in theirs.items() if other in tensors}
         if reasoner.hint_weights in mine:
@@ -216,6 +217,8 @@ class _Run:
         self.folder = folder
         self.tracker = tracker
         self.progress = Progress()
+        if training.evict and not model.task.spec.hints:
+            raise ConfigError(f"evict needs hints, by which to tell a wrong state; {model.task.name} gives none here")
         if training.start_from and not has_state(folder / STATE):
             _take_weights(model.reasoner, training.start_from)
         device = resolve_device(training.device)
@@ -329,6 +332,7 @@ class _Run:
             flops_per_step=self.flops.training * self.training.batch_size,
             ceiling=self.ceiling,
             resumed_at=self.trainer.step,
+            scored_at=self.progress.scored_step,
         )
 
     def _introduction(self) -> str:

@@ -29,7 +29,9 @@ def changed(model: Model, task_config: TaskConfig, reasoner_config: ReasonerConf
     known, asked = model.reasoner.spec.vocab_size, task.spec.vocab_size
     if asked != known:
         raise ConfigError(f"this model knows {known} tokens, with these values there are {asked}; change only the size")
-    return dataclasses.replace(model, task=task, reasoner=_rebuilt(model.reasoner, reasoner_config, task.spec))
+    # What is told in training makes no difference to an answer, so the weights of the hints are those that there are.
+    spec = dataclasses.replace(task.spec, hints=model.reasoner.spec.hints)
+    return dataclasses.replace(model, task=task, reasoner=_rebuilt(model.reasoner, reasoner_config, spec))
 
 
 def _rebuilt(reasoner: Reasoner[Any], config: ReasonerConfig, spec: TaskSpec) -> Reasoner[Any]:

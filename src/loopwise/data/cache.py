@@ -79,9 +79,10 @@ def _digest(file: Path) -> str | None:
 
 @lru_cache
 def _source() -> str:
-    """A hash of the code of all tasks: what an older version generated is generated again."""
+    """A hash of the code of all tasks and of their data: what an older version generated is generated again."""
     digest = hashlib.sha256()
-    for path in sorted(Path(loopwise.tasks.__file__).parent.glob("*.py")):
+    folder = Path(loopwise.tasks.__file__).parent
+    for path in sorted([*folder.glob("*.py"), *(folder / "assets").iterdir()]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

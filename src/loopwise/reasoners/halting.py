@@ -145,7 +145,10 @@ class Correctness(HaltingPolicy[HaltingConfig]):
 
 @final
 class Fixed(HaltingPolicy[HaltingConfig]):
-    """Fixed depth: every puzzle gets `max_steps` in training. The halting logit learns all the same, for the solver."""
+    """Fixed depth: every puzzle gets `max_steps` in training, so that there is nothing to explore (`exploration`).
+
+    The halting logit learns all the same, for the solver.
+    """
 
     name: ClassVar[str] = "fixed"
 

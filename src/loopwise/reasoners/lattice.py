@@ -178,7 +178,7 @@ class Lattice(CandidateReasoner[LatticeConfig]):
         thought = _Thought(self.start(self.z_init, *batch.inputs.shape))
         if self.config.progressive and torch.is_grad_enabled():
             with torch.no_grad():
-                for _ in range(int(state.steps.sum()) % (self.config.progressive + 1)):
+                for _ in range(_ahead(state, batch) % (self.config.progressive + 1)):
                     thought = gradient(recursion, thought)
         own_loss = thought.z.new_zeros(len(thought.z), dtype=torch.float32)
         for _ in range(self.config.cycles):
@@ -271,7 +271,18 @@ class Lattice(CandidateReasoner[LatticeConfig]):
     def _draws(self, state: LatticeState, count: int, first: int = 0) -> Tensor:
         """Numbers between 0 and 1, [B, count], fixed by dice and steps: a row draws the same whoever sits beside it."""
         base = state.steps * 104_729 + (state.dice.float() * 10_000).nan_to_num().long() * 15_485_863
-        mixed = (base.unsqueeze(1) + torch.arange(first, first + count, device=base.device) * 7_919) % PRIME
-        for step in range(4):
-            mixed = (mixed * mixed + 1_013_904_223 * (step + 1)) % PRIME  # fits 63 bits
+        mixed = _mixed(base.unsqueeze(1) + torch.arange(first, first + count, device=base.device) * 7_919)
         return (mixed.float() + 0.5) / (PRIME + 1)
+
+
+def _ahead(state: LatticeState, batch: Batch) -> int:
+    """A number fixed by the puzzles and their steps together, another one at each training step."""
+    return int(_mixed(state.steps.sum() * 104_729 + batch.inputs.sum() * 7_919))
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Each whole number [...] as another, 0 to PRIME - 1, that looks as if drawn at random."""
+    mixed = numbers % PRIME
+    for step in range(4):
+        mixed = (mixed * mixed + 1_013_904_223 * (step + 1)) % PRIME  # fits 63 bits
+    return mixed

@@ -292,10 +292,11 @@ class Solver:
         if isinstance(puzzle, PuzzleError):
             raise puzzle
         if isinstance(puzzle, np.ndarray):
-            tokens = np.array(puzzle, dtype=np.int32)
             vocab_size = self.reasoner.spec.vocab_size
-            if tokens.ndim != 1 or not ((tokens >= 0) & (tokens < vocab_size)).all():
+            whole = puzzle.dtype.kind in "iu"
+            if puzzle.ndim != 1 or not whole or not ((puzzle >= 0) & (puzzle < vocab_size)).all():
                 raise PuzzleError(f"tokens are an array [L] of whole numbers below {vocab_size}")
+            tokens = puzzle.astype(np.int32)
         else:
             tokens = self.task.parse(puzzle)
         self._check_length(len(tokens))
@@ -309,7 +310,7 @@ class Solver:
             )
 
     def _limit(self, max_steps: int | None) -> int:
-        return Steps(self.trained_steps if max_steps is None else max_steps).limit
+        return int(Steps(self.trained_steps if max_steps is None else max_steps).limit)
 
     def _run(
         self, puzzles: Iterable[Json], budget: Budgets, starts: int | Starts | None, held: Callable[[], int]

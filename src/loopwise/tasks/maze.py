@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from loopwise.config import check
 from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Inverse, Task, TaskConfig
 from loopwise.tasks.maze_data import SYMBOLS, TOKENS, MazeData
@@ -75,6 +76,7 @@ class MazeConfig(TaskConfig):
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
+        check(self)
         if not 3 <= self.size <= MOST:
             raise ConfigError(f"maze: size is {self.size}, must be 3 to {MOST}")
         for option, least in (

@@ -165,7 +165,7 @@ def _read_npz(name: str, cells: int) -> tuple[Mazes, Mazes, list[str]]:
         reason = " ".join(str(error).split())
         raise DataError(f"cannot read {name!r} ({reason}); it must be an .npz with arrays inputs and labels") from error
     for array in (mazes, answers):
-        if array.dtype.kind not in "iu" or array.shape != (len(mazes), cells) or not len(array):
+        if array.dtype.kind not in "iu" or mazes.ndim != 2 or array.shape != (len(mazes), cells) or not len(array):
             what = f"whole numbers [N, {cells}]"
             raise DataError(f"{name!r} has {array.dtype} {list(array.shape)} where {what} must be; see `size`")
     mazes, answers = (np.clip(array, 0, 255).astype(np.uint8) for array in (mazes, answers))

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from loopwise.config import check
 from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Task, TaskConfig
 from loopwise.tasks.text import HOLE, items_of, join_items, paint, shown
@@ -66,6 +67,7 @@ class NumberTask(Task[C]):
 
     def __init__(self, config: C) -> None:
         super().__init__(config)
+        check(config)
         self.length: int = getattr(config, self.length_option)
         self.values: int = getattr(config, self.values_option)
         lowest = {self.length_option: 1, self.values_option: 2, "train": 1, "validation": 1, "test": 1, "seed": 0}

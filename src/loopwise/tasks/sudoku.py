@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from loopwise.config import check
 from loopwise.errors import ConfigError, PuzzleError
 from loopwise.tasks.base import Inverse, Task, TaskConfig, identity
 from loopwise.tasks.sudoku_boards import Board, is_solution
@@ -64,6 +65,7 @@ class SudokuConfig(TaskConfig):
     """Seed of the generator and of the choice of what is held out."""
 
     def __post_init__(self) -> None:
+        check(self)
         Board.parse(self.box)
         for option in ("train", "validation", "test", "extreme", "tridagon", "reveal", "seed"):
             value, least = getattr(self, option), int(option == "train")

@@ -90,7 +90,9 @@ class TrainingConfig:
     dtype: Dtype = "auto"
     """Number format of the activations; auto is bfloat16 where the processor multiplies matrices in it."""
     threads: int = 0
-    """CPU threads, 0 for all; rounding depends on it, so it is fixed for a run."""
+    """CPU threads, 0 for all. Rounding depends on how many there are, so a number given here is fixed for the run; with
+    0 a run that goes on with other cores is not the same bit for bit.
+    """
     compile: Literal["auto", "on", "off"] = "auto"
     """Fuse the network's kernels with torch.compile, half a minute at the start; auto does it for a run long enough."""
 

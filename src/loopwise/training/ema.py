@@ -16,12 +16,12 @@ __all__ = ["MovingAverage"]
 class MovingAverage:
     """A copy of a reasoner whose weights trail the original's: e <- decay e + (1 - decay) p.
 
-    It starts at the initial weights. The puzzle table is not averaged: copy and original share it.
+    It starts at the initial weights. The puzzle table and the buffers are not averaged: copy and original share them.
     """
 
     def __init__(self, reasoner: Reasoner[Any]) -> None:
         table = reasoner.puzzle_table()
-        shared = {} if table is None else {id(table): table}
+        shared = {id(tensor): tensor for tensor in (table, *reasoner.buffers()) if tensor is not None}
         self.reasoner = copy.deepcopy(reasoner, shared).eval()
         self._names = [name for name, p in reasoner.named_parameters() if p is not table]
         self._sources: list[Tensor] = [reasoner.get_parameter(name) for name in self._names]

@@ -34,6 +34,8 @@ class Progress:
     best: float = -1.0
     """Best exact accuracy on the validation split."""
     best_step: int = 0
+    scored_step: int = 0
+    """When the weights were last scored."""
     seconds: float = 0.0
     """Time spent training, over all the parts of a resumed run."""
 
@@ -84,18 +86,24 @@ def run(
     """Train until the steps are done, the target is reached, the time is up or a signal comes; save, and say why."""
     config = trainer.config
     clock = _Clock(progress)
-    evaluated = False
+    evaluated = progress.scored_step == trainer.step
     reason: Reason = "finished"
+    if _due(trainer) and not evaluated:  # a kill came before the scores
+        evaluated = True
+        exact = _evaluate(trainer, progress, hooks, reporter, clock)
+        if any(_agree(trainer, (exact >= config.stop_at,))):
+            return "target reached"
     while trainer.step < config.steps:
         begin = time.monotonic()
         metrics = trainer.train_step()
         reporter.train(trainer.step, metrics, time.monotonic() - begin)
-        evaluated = trainer.step % config.eval_every == 0 or trainer.step == config.steps
+        clock.tick()
+        evaluated = _due(trainer)
         reached = False
         if evaluated:
             if clock.since_save > LONG:  # a signal may come while the scores are made, and a kill after it
                 hooks.save(None)
-            reached = _evaluate(trainer, progress, hooks, reporter) >= config.stop_at
+            reached = _evaluate(trainer, progress, hooks, reporter, clock) >= config.stop_at
         elapsed = clock.tick()
         late = time_limit is not None and elapsed >= time_limit
         due = clock.since_save >= config.save_every
@@ -109,7 +117,7 @@ def run(
             clock.saved()
     # A signal asks to leave at once; a time limit leaves time for the scores.
     if not evaluated and reason == "time limit":
-        _evaluate(trainer, progress, hooks, reporter)
+        _evaluate(trainer, progress, hooks, reporter, clock)
     elif not evaluated:
         hooks.save(None)
     return reason
@@ -137,9 +145,16 @@ class _Clock:
         self.last_save = time.monotonic()
 
 
-def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Reporter) -> float:
+def _due(trainer: Trainer) -> bool:
+    """Whether the weights are to be scored after this step."""
+    return trainer.step > 0 and (trainer.step % trainer.config.eval_every == 0 or trainer.step == trainer.config.steps)
+
+
+def _evaluate(trainer: Trainer, progress: Progress, hooks: Hooks, reporter: Reporter, clock: _Clock) -> float:
     """Score the averaged weights; keep them if they are the best; save. Returns the exact accuracy."""
     scores = hooks.evaluate(trainer.ema.reasoner)
+    clock.tick()
+    progress.scored_step = trainer.step
     exact = float(scores["by_steps"][-1]["exact_accuracy"])
     best = exact >= progress.best  # of equals the later, which has seen more
     if best:

@@ -63,6 +63,7 @@ class Reporter:
         flops_per_step: float,
         ceiling: float,
         resumed_at: int = 0,
+        scored_at: int = 0,
         console: Console | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -80,7 +81,7 @@ class Reporter:
         self._shown = 0.0
         self._live = Live(console=self.console, auto_refresh=False, transient=False)
         if accelerator.is_main_process:
-            _forget_after(self._log, resumed_at)
+            _forget_after(self._log, resumed_at, scored_at)
 
     def __enter__(self) -> Reporter:
         """Start the live panel."""
@@ -253,14 +254,18 @@ def _flat(values: dict[str, Json], prefix: str = "") -> list[tuple[str, Any]]:
     return flat
 
 
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again, and a last line that was cut off."""
+def _forget_after(log: Path, step: int, scored: int) -> None:
+    """Drop the lines of steps that a resumed run will do again, and a last line that was cut off.
+
+    It does the evaluation of its present step again, too, unless that is the last that the saved state knows of.
+    """
     if not log.exists():
         return
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            entry = json.loads(line)
+            if entry["step"] < step or (entry["step"] == step and (entry["kind"] != "eval" or scored == step)):
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue

@@ -98,7 +98,7 @@ class Trainer:
         if hints is not None:
             right, correct = rightness(prediction.logits, slots.batch.labels)
             hint, _, told = answer_loss(self.config.loss, prediction.hint_logits, hints)
-            follows = follows & told
+            follows = follows & told if self.config.hint_weight else follows
         halting = self.halting.loss(
             Judged(
                 prediction=prediction,
