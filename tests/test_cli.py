@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 import loopwise
 from loopwise.cli import COMMANDS, main
 from loopwise.data import fetch as fetch_module
+from loopwise.errors import PuzzleError
 from loopwise.storage import read_tensors
 from loopwise.tasks.sorting import Sorting, SortingConfig
 from terminal import files_of, loopwise_process
@@ -761,3 +763,36 @@ def test_a_bug_of_ours_is_one_line_and_can_be_seen(terminal, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         main(["tasks"])
     assert os.environ["LOOPWISE_DEBUG"]
+
+
+def test_a_checker_is_looked_at_before_anything_is_written(terminal, tmp_path):
+    """A run whose checker is not there is refused at its start, and its folder stays free."""
+    rows = [f"{number:05b},{number:05b}" for number in range(32)]
+    (tmp_path / "rows.csv").write_text("\n".join(["input,output", *rows]), encoding="utf-8")
+    command = ("train", "table", "--task.file", tmp_path / "rows.csv", "--out", tmp_path / "run")
+    assert "cannot import the checker" in terminal.refuses(*command, "--task.checker", "no_such_module:f")
+
+
+def test_a_misspelt_model_is_recognised(terminal):
+    """A shipped model's name that is nearly right is suggested, and where the others are listed is said."""
+    said = terminal.refuses("solve", "sudoku6x6", "1")
+    assert "did you mean 'sudoku-6x6'?" in said
+    assert "`loopwise models`" in said
+
+
+def test_one_puzzle_in_place_of_a_list_is_told_so(trained):
+    """A text is no list of puzzles of a symbol each."""
+    with pytest.raises(PuzzleError, match="put the one puzzle into a list"):
+        loopwise.load(trained).solve("3 1 2")
+
+
+def test_a_board_of_another_size_is_told_so(terminal):
+    """A 9x9 puzzle for a 6x6 model has the wrong number of cells, whatever its symbols."""
+    assert "has 81 cells, a 6x6 sudoku has 36" in terminal.refuses("solve", "sudoku-6x6", "9" + 80 * ".")
+
+
+def test_a_taken_port_is_told_so(terminal):
+    """Where another program listens already, that is said, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        assert f"port {port} is taken" in terminal.refuses("serve", "sorting", "--port", port)

@@ -413,7 +413,7 @@ def test_padding_in_an_answer():
         ("S.#\n..#", "the maze has 2 rows; it must have 3, or `size` be another"),
         ("S.#\n..#\n#.G\n\n...", "the maze has 5 rows"),
         ("S.#\n..\n#.G", r"row 2 has 2 cells, it must have 3; write \."),
-        ("S.#..##.", "the maze has 8 cells; it must have 3 rows of 3, or `size` be another"),
+        ("S.#..##.", "the maze has 8 cells; it must have 3 rows of 3, in a file all in one line, or `size` be another"),
         ("", "the maze has 0 cells"),
         ("S.#\n.x#\n#.G", "unknown symbol 'x' in row 2, column 2"),
         (["S.#", "..#", 7], "row 3 is 7"),

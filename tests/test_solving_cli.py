@@ -152,6 +152,24 @@ def test_a_slow_stream_gets_each_answer_before_the_next_line(sorter):
         assert process.stdout.read() == ""
 
 
+def test_a_terminal_is_told_how_many_answers_obey_the_rules(sorter, tmp_path):
+    """Answers in lines look alike, right or wrong: with the standard error on a terminal their number is told there."""
+    (tmp_path / "rows").write_text("\n".join([*ROWS[:3], "x"]))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "loopwise", "solve", sorter, "--file", tmp_path / "rows"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs) as process:
+        os.close(theirs)
+        assert len(process.stdout.read().splitlines()) == 4
+        told = b""
+        while b"one a line" not in told or not told.endswith(b"\n"):
+            told += os.read(ours, 4096)
+    os.close(ours)
+    counts = {what: int(n) for n, what in re.findall(r"(\d+) x (\w+ the rules|no answer)", told.decode())}
+    assert "4 puzzles, one a line: " in told.decode()
+    assert counts["no answer"] == 1
+    assert sum(counts.values()) == 4
+
+
 def test_progress_is_told_on_a_terminal_and_the_answers_are_left_alone(sorter, tmp_path):
     """With the standard error on a terminal and the output elsewhere count and rate are told, the answers are whole."""
     (tmp_path / "rows").write_text("\n".join(ROWS * 20 + ["x"]))

@@ -406,6 +406,7 @@ def vague(puzzle, answer):
     import numpy
     return numpy.zeros(2) == 0
 number = 7
+def short(puzzle): return True
 """
 
 
@@ -445,6 +446,7 @@ def test_checker(checked):
         ("my_rule:missing", ConfigError, "cannot import the checker 'my_rule:missing': AttributeError"),
         ("no_such_module:f", ConfigError, "cannot import the checker 'no_such_module:f': ModuleNotFoundError"),
         ("bad_syntax:f", ConfigError, "cannot import the checker 'bad_syntax:f': SyntaxError"),
+        ("my_rule:short", ConfigError, "the checker 'my_rule:short' must take a puzzle and an answer"),
         ("my_rule", ConfigError, "--task.checker 'my_rule' is not of the form module:function"),
     ],
 )

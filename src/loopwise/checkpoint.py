@@ -176,7 +176,8 @@ def load_model(folder: Path, *, trust: bool = False) -> tuple[Model, dict[str, J
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"there is no checkpoint folder {folder}; give the folder that `loopwise train --out` wrote"
+            f"there is no checkpoint folder {folder}; give the folder that `loopwise train --out` wrote, or the name "
+            "of a shipped model (`loopwise models`)"
         )
     model, _ = read_model(folder, trust=trust)
     if not (folder / WEIGHTS).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,12 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"serving needs {error.name}: pip install 'loopwise[serve]'") from None
     shared = {field.name: getattr(args, field.name) for field in fields(Options)}
     settings = Settings(models=name_models(words), key=_key(args.key_file), hosts=args.allow_host, **shared).check()
-    listening = listen(settings)
+    try:
+        listening = listen(settings)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise ConfigError(f"port {settings.port} is taken already; choose another with --port") from None
     address, port = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     sys.stderr.write(f"serving {', '.join(name for name, _ in settings.models)} at http://{shown}:{port}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -29,6 +30,8 @@ from loopwise.solving.starts import Starts
 from loopwise.types import Json
 
 __all__ = ["main"]
+
+RULES = {True: "obeys the rules", False: "breaks the rules", None: "the rules cannot tell"}
 
 ABOUT = """Solve puzzles: loopwise solve CHECKPOINT PUZZLE, or --file FILE, or - for the standard input.
 
@@ -129,12 +132,16 @@ def _answer_all(solver: Solver, lines: Lines, budget: Budget | None, starts: Sta
         results = solver.as_completed(lines, budget, starts=starts)
     else:
         results = enumerate(solver.stream(lines, budget, starts=starts))
-    code = 0
+    code, verdicts = 0, Counter[str]()
     with Progress(hidden=sys.stdout.isatty()) as progress:  # answers on a terminal are progress enough
         for index, result in results:
             code = max(code, _write(solver, result, index, args))
+            verdicts["no answer" if isinstance(result, LoopwiseError) else RULES[result.verified]] += 1
             lines.answered()
             progress.advance(lines.share)
+    if sys.stderr.isatty() and not args.json:  # whose records tell it of each
+        told = ", ".join(f"{count:,} x {verdict}" for verdict, count in verdicts.most_common())
+        sys.stderr.write(f"{verdicts.total():,} puzzles, one a line{': ' if told else ''}{told}\n")
     return code
 
 
@@ -198,6 +205,6 @@ def _show(solver: Solver, result: Solution | LoopwiseError) -> int:
 
 
 def _verdict(solution: Solution) -> str:
-    verified = {True: "obeys the rules", False: "breaks the rules", None: "the rules cannot tell"}[solution.verified]
+    verified = RULES[solution.verified]
     steps = f"{solution.steps} step{'s' if solution.steps > 1 else ''}"
     return f"{verified}; {steps}, stopped by {solution.stopped_by}; halt probability {solution.halt_probability:.3f}"

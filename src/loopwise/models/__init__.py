@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from loopwise.errors import CheckpointError
+from loopwise.registry import suggest
+
 __all__ = ["find", "shipped"]
 
 
@@ -13,5 +16,14 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path | str:
-    """The folder of a shipped model, unless there is a folder of that name here; any other name as it is."""
-    return name if Path(name).exists() else shipped().get(name, name)
+    """The folder of a shipped model, unless there is a folder of that name here; any other name as it is.
+
+    Raises CheckpointError for one that is nearly that of a shipped model.
+    """
+    models = shipped()
+    if Path(name).exists() or name in models:
+        return name if Path(name).exists() else models[name]
+    meant = "" if "/" in name else suggest(name, models)
+    if meant:
+        raise CheckpointError(f"there is no checkpoint folder {name}{meant}; `loopwise models` lists what is shipped")
+    return name

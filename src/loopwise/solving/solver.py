@@ -136,6 +136,8 @@ class Solver:
         A puzzle is what the task reads, a string, a list or a grid, or its tokens as an int32 array [L]. For the
         arguments see `stream`. Raises the first puzzle's error, naming the puzzle; `stream` goes on instead.
         """
+        if isinstance(puzzles, str):
+            raise PuzzleError("a list of puzzles is expected; put the one puzzle into a list")
         if isinstance(budget, Sequence) and not isinstance(budget, str) and len(budget) != len(puzzles):
             raise ConfigError(f"there are {len(budget)} budgets for {len(puzzles)} puzzles; give one for each")
         solutions = []

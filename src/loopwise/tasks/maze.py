@@ -233,7 +233,8 @@ class Maze(Task[MazeConfig]):
         if isinstance(value, str) or all(isinstance(symbol, str) and len(symbol) == 1 for symbol in value):
             if len(value) != n * n:
                 raise PuzzleError(
-                    f"the maze has {len(value)} cells; it must have {n} rows of {n}, or `size` be another"
+                    f"the maze has {len(value)} cells; it must have {n} rows of {n}, in a file all in one line, or "
+                    "`size` be another (`--task.size`)"
                 )
             return value
         if len(value) != n:

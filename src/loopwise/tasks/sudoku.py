@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isqrt
 from typing import Any, ClassVar
 
 import numpy as np
@@ -232,6 +233,9 @@ class Sudoku(Task[SudokuConfig]):
 
     def _digits_of_string(self, text: str) -> list[int]:
         codes = symbol_codes(self.board)
+        count = sum(not _is_separator(symbol) for symbol in text)
+        if isqrt(count) ** 2 == count > 15:  # the cells of a board, which may be another
+            self._of_right_length([0] * count)
         digits = []
         for at, symbol in enumerate(text, start=1):
             if _is_separator(symbol):

@@ -18,7 +18,9 @@ says it. Repeated rows are removed before, so no puzzle of one split occurs in a
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -192,4 +194,11 @@ class Table(Task[TableConfig]):
             sys.path.remove(folder)
         if not callable(function):
             raise ConfigError(f"the checker {self.config.checker!r} is not a function")
+        with contextlib.suppress(ValueError):  # of some functions nobody knows what they take
+            try:
+                inspect.signature(function).bind("puzzle", "answer")
+            except TypeError as error:
+                raise ConfigError(
+                    f"the checker {self.config.checker!r} must take a puzzle and an answer ({error})"
+                ) from None
         return function
