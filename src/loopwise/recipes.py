@@ -81,7 +81,7 @@ def small(task: str, config: TaskConfig) -> RunConfig:
 
 
 def sorting() -> RunConfig:
-    """Sort rows of up to 16 numbers from 0 to 9."""
+    """Sort rows of 16 numbers from 0 to 9; training shows shorter ones too, padded."""
     return RunConfig(
         task="sorting",
         task_config=SortingConfig(),
@@ -93,12 +93,12 @@ def sorting() -> RunConfig:
 
 
 def sorting_10() -> RunConfig:
-    """Sort rows of up to 10 numbers: a size for comparisons, a few minutes on one core."""
+    """Sort rows of 10 numbers: a size for comparisons, a few minutes on one core."""
     return replace(sorting(), task_config=SortingConfig(n=10), training=replace(MINUTES, steps=4000, eval_every=500))
 
 
 def rolling_sum() -> RunConfig:
-    """Running parity of rows of up to 32 bits: each answer needs the one before it."""
+    """Running parity of rows of 32 bits: each answer needs the one before it."""
     return RunConfig(
         task="rolling-sum",
         task_config=RollingSumConfig(),
@@ -109,7 +109,7 @@ def rolling_sum() -> RunConfig:
 
 
 def rolling_sum_16() -> RunConfig:
-    """Running parity of rows of up to 16 bits: a size for comparisons, a few minutes on one core."""
+    """Running parity of rows of 16 bits: a size for comparisons, a few minutes on one core."""
     return replace(rolling_sum(), task_config=RollingSumConfig(length=16))
 
 
