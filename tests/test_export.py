@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from loopwise import export
+from loopwise import cli, export
 from loopwise.checkpoint import Model, load_model
 from loopwise.cli.exporting import main
 from loopwise.errors import CheckpointError, ConfigError, ExportError, StorageError
-from loopwise.export import export_onnx
+from loopwise.export import export_onnx, parity
 from loopwise.export.graphs import Tracer
 from loopwise.models import find
 from loopwise.reasoners.base import Reasoner
@@ -156,6 +156,21 @@ def test_the_inner_loop_outside(tmp_path):
             np.testing.assert_allclose(a, b, atol=2e-3, rtol=2e-3)
 
 
+def test_many_updates_are_a_loop(tmp_path):
+    """Twenty updates have the nodes of one cycle, with hundreds of which onnxruntime would load for minutes; the same
+    numbers come out.
+    """
+    model = small_model("trm", L_cycles=3, H_cycles=5)
+    export_onnx(model, tmp_path / "m.onnx")
+    assert_same(tmp_path / "m.onnx", model, (3, 3))
+    made = onnx.load(tmp_path / "m.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    (loop,) = (node for node in made.graph.node if node.op_type == "Loop")
+    body = [node.op_type for node in loop.attribute[0].g.node]
+    one = [node.op_type for node in Tracer(model).updates()["update_0"].graph.node]
+    assert body.count("MatMul") == 4 * one.count("MatMul") > 0
+
+
 # ---------------------------------------------------------------- the shipped model, the command and the page
 
 
@@ -178,6 +193,7 @@ def test_the_files_say_what_they_are(exported):
     assert shapes["tokens"] == ["batch", "length"]
     assert shapes["state_y"][0] == "batch"
     onnx.checker.check_model(onnx.load(exported), full_check=True)
+    assert "Loop" not in {node.op_type for node in onnx.load(exported).graph.node}  # of six updates
     weights = Path(find("sorting")) / "model.safetensors"
     assert exported.stat().st_size < 1.5 * weights.stat().st_size
     for file in exported.parent.iterdir():
@@ -240,18 +256,67 @@ def test_mistakes_are_found_before_the_work(tmp_path, monkeypatch):
 
 def test_a_graph_that_computes_something_else_is_not_written(exported, tmp_path, monkeypatch):
     """Weights that are a little off are noticed, and nothing is left."""
-    graphs = {"start": onnx.load(exported.with_suffix(".start.onnx")), "step": onnx.load(exported)}
-    for weight in graphs["step"].graph.initializer:
-        if weight.name.endswith("qkv.weight"):
-            weight.CopyFrom(
-                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.02), weight.name)
-            )
+    graphs = scaled(exported, 1.02)
     monkeypatch.setattr(Tracer, "step", lambda _: graphs)
     with pytest.raises(ExportError, match="nothing was written"):
         export_onnx(load_model(Path(find("sorting")))[0], tmp_path / "m.onnx")
     monkeypatch.setattr(Tracer, "step", lambda _: {**graphs, "step": graphs["start"]})
     with pytest.raises(ExportError, match="onnxruntime refuses"):
         export_onnx(load_model(Path(find("sorting")))[0], tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def scaled(exported, factor):
+    """The graphs of the sorting model with weights of the step that are off by a factor."""
+    made = {"start": onnx.load(exported.with_suffix(".start.onnx")), "step": onnx.load(exported)}
+    for weight in made["step"].graph.initializer:
+        if weight.name.endswith("qkv.weight"):
+            values = onnx.numpy_helper.to_array(weight) * np.float32(factor)
+            weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    return made
+
+
+def test_what_rounding_explains_is_written_and_no_more(exported, tmp_path, monkeypatch):
+    """Beyond the tolerance a difference passes that an ulp of noise upon each update makes too. A weight that is wrong
+    by 0.01 % is more than that, not a number is, and where noise makes anything of a step, nothing is explained by it.
+    """
+    model = load_model(Path(find("sorting")))[0]
+    monkeypatch.setattr(parity, "TOLERANCE", 1e-9)
+
+    def write(factor, name):
+        monkeypatch.setattr(Tracer, "step", lambda _: scaled(exported, factor))
+        return export_onnx(model, tmp_path / name)
+
+    assert 1e-9 < write(1, "right.onnx").difference < 1e-4
+    written = set(tmp_path.iterdir())
+    for wrong in (1.0001, np.nan):
+        with pytest.raises(ExportError, match="nothing was written"):
+            write(wrong, "wrong.onnx")
+    monkeypatch.setattr(parity, "ULP", 0.1)
+    write(1.0001, "noisy.onnx")
+    with pytest.raises(ExportError, match=r"more than 0\.05, .*nothing was written"):
+        write(3, "wrong.onnx")
+    assert {file.name for file in set(tmp_path.iterdir()) - written} == {"noisy.onnx", "noisy.start.onnx"}
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_cycle_that_would_load_for_minutes_is_refused_in_one_line(tmp_path):
+    """As many different updates as a Loop cannot shorten, before anything is traced."""
+    with pytest.raises(ConfigError, match=r"201 updates in a row.* --unit update"):
+        export_onnx(small_model("hrm", L_cycles=200), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_the_command_with_one_line(tmp_path, monkeypatch, capsys):
+    """Also within torch's exporter, whose errors are caught, with what it prints kept from the terminal."""
+
+    def interrupted(*_, **__):
+        print("[torch.onnx] Run decompositions...")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.onnx.export", interrupted)
+    assert cli.main(["export", "sorting", "--out", str(tmp_path / "m.onnx")]) == 130
+    assert capsys.readouterr() == ("", "loopwise: interrupted\n")
     assert not list(tmp_path.iterdir())
 
 

@@ -27,6 +27,15 @@ Graph: TypeAlias = Any
 
 KEY = "loopwise"
 OPSET = 18
+UNROLLED = 16
+"""Most updates of a step that stand in its graph one after the other; more are a Loop over the cycle.
+
+The time in which onnxruntime loads a graph grows with the square of its nodes, and no Ctrl-C ends it: half a minute for
+64 updates of a small network, minutes for 128, less than a second for the Loop. Few need no operator that a runtime may
+lack.
+"""
+LONGEST = 128
+"""Most updates that may stand one after the other all the same, where they are not the same cycle again and again."""
 EXAMPLE_ROWS = 3
 GIVEN = ("tokens", "puzzle_ids")
 SAID = ("logits", "halt_logits", "continue_logits")
@@ -73,8 +82,18 @@ class Tracer:
         """
         order = self._order() if type(self.reasoner).forward is Reasoner.forward else None
         if order:
+            times = len(order) // len(self.cycle)
+            if len(order) > UNROLLED and order == self.cycle * times:
+                order = self.cycle
+            else:
+                times = 1
+            if len(order) > LONGEST:
+                raise ConfigError(
+                    f"a cycle of this model is {len(order)} updates in a row, which takes minutes to load (at most "
+                    f"{LONGEST}); export single updates with --unit update"
+                )
             graphs = self.updates()
-            return {"start": graphs.pop("start"), "step": _join(graphs, order, self.state, self.new_state)}
+            return {"start": graphs.pop("start"), "step": _join(graphs, order, times, self.state, self.new_state)}
         policy = self.gradient
         if isinstance(policy.config, FixedPointConfig) and policy.config.solver == "anderson":
             raise ConfigError(
@@ -247,8 +266,12 @@ def _cut(
     return helper.make_model(graph, opset_imports=whole.opset_import, ir_version=whole.ir_version, producer_name=KEY)
 
 
-def _join(parts: Mapping[str, Graph], order: Sequence[int], state: Sequence[str], new_state: Sequence[str]) -> Graph:
-    """One graph of encode, the updates in the given order, and readout. Weights that they share are there once."""
+def _join(
+    parts: Mapping[str, Graph], order: Sequence[int], times: int, state: Sequence[str], new_state: Sequence[str]
+) -> Graph:
+    """One graph of encode, so many times the updates in the given order, and readout. Weights that they share are there
+    once; what is to be done several times is a Loop.
+    """
     import onnx.inliner
     from onnx import helper
 
@@ -264,13 +287,18 @@ def _join(parts: Mapping[str, Graph], order: Sequence[int], state: Sequence[str]
     def call(name: str, inputs: Sequence[str], outputs: Sequence[str]) -> Any:
         return helper.make_node(name, [*inputs, *passed[name]], outputs, domain=KEY)
 
-    nodes, now = [call("encode", GIVEN, ("x",))], tuple(state)
+    def numbered(number: int) -> list[str]:
+        return [f"{name}_{number}" for name in state]
+
+    values = {v.name: v for part in parts.values() for v in (*part.graph.input, *part.graph.output)}
+    now, nodes = state if times == 1 else numbered(0), []
     for number, kind in enumerate(order, 1):
-        after = tuple(new_state) if number == len(order) else tuple(f"{name}_{number}" for name in state)
+        after = new_state if times == 1 and number == len(order) else numbered(number)
         nodes.append(call(f"update_{kind}", ("x", *now), after))
         now = after
-    nodes.append(call("readout", now, SAID))
-    values = {v.name: v for part in parts.values() for v in (*part.graph.input, *part.graph.output)}
+    if times > 1:
+        nodes = _loop(nodes, times, [values[name] for name in state], numbered(0), now, new_state)
+    nodes = [call("encode", GIVEN, ("x",)), *nodes, call("readout", new_state, SAID)]
     inputs, outputs = ([values[name] for name in names] for names in ((*GIVEN, *state), (*new_state, *SAID)))
     model = helper.make_model(
         helper.make_graph(nodes, "step", inputs, outputs, list(weights.values())),
@@ -280,6 +308,31 @@ def _join(parts: Mapping[str, Graph], order: Sequence[int], state: Sequence[str]
         producer_name=KEY,
     )
     return onnx.inliner.inline_local_functions(model)
+
+
+def _loop(
+    nodes: Sequence[Any],
+    times: int,
+    state: Sequence[Any],
+    before: Sequence[str],
+    after: Sequence[str],
+    new_state: Sequence[str],
+) -> list[Any]:
+    """Nodes that do to a state so many times what the given ones do from its names `before` to those `after`."""
+    from onnx import TensorProto, helper
+
+    def told(names: Sequence[str]) -> list[Any]:
+        return [helper.make_value_info(name, value.type) for name, value in zip(names, state, strict=True)]
+
+    cycle = helper.make_tensor_value_info("cycle", TensorProto.INT64, [])
+    on, still_on = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("on", "still_on"))
+    going_on = helper.make_node("Identity", ["on"], ["still_on"])
+    body = helper.make_graph([*nodes, going_on], "cycle", [cycle, on, *told(before)], [still_on, *told(after)])
+    names = [value.name for value in state]
+    return [
+        helper.make_node("Constant", [], ["num_cycles"], value_int=times),
+        helper.make_node("Loop", ["num_cycles", "", *names], new_state, body=body),
+    ]
 
 
 @contextlib.contextmanager
