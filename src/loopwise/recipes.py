@@ -218,8 +218,8 @@ def sudoku_extreme_lattice() -> RunConfig:
 
 
 def sudoku_extreme_lattice_small() -> RunConfig:
-    """The lattice reasoner on 9x9 Sudoku for one core: 97 to 98 % of Sudoku-Extreme by search within 5 s (two seeds; 37
-    minutes in bfloat16).
+    """The lattice reasoner on 9x9 Sudoku for one core: 96 to 98 % of Sudoku-Extreme by search within 5 s (three runs;
+    37 minutes in bfloat16).
 
     The shipped weights come from the first of them, resumed to 12,000 steps with options that changed on the way, and
     from one of 8,500 steps more with a pool of puzzles, `--task.train-file` (records/).
