@@ -220,7 +220,7 @@ class _Run:
         if training.evict and not model.task.spec.hints:
             raise ConfigError(f"evict needs hints, by which to tell a wrong state; {model.task.name} gives none here")
         # The user's own rules are imported before there is a folder, not at the first evaluation.
-        self.foreign_rules = model.task.foreign_rules
+        _ = model.task.foreign_rules
         if training.start_from and not has_state(folder / STATE):
             _take_weights(model.reasoner, training.start_from)
         device = resolve_device(training.device)

@@ -56,7 +56,9 @@ class TrainingConfig:
     shorten: bool = True
     """Draw easier training examples where the task has a way (sorting, rolling-sum: shorter ones; Sudoku: `reveal`)."""
     hint_weight: float = 1.0
-    """Weight of the loss of the hints beside that of the answer, for a task that gives any (`--task.hints`)."""
+    """Weight of the loss of the hints beside that of the answer, for a task that gives any (`--task.hints`). With 0
+    they are not taught: they only say when how much of the answer can be known, and `evict` goes by that alone.
+    """
     random_init: float = 0.0
     """Standard deviation of random initial states, in place of the reasoner's own (EqR: 1); 0 leaves these."""
     noise: float = 0.0
