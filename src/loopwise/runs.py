@@ -92,12 +92,18 @@ def build(config: RunConfig) -> Model:
     dtype = resolve_dtype(config.training.dtype, resolve_device(config.training.device))
     if task.spec.hints and not reasoner.hint_weights:
         raise ConfigError(f"{reasoner.name} has no head to learn hints with; leave out --task.hints, or train another")
+    _refuse_idle_evict(task, config.training)
     return Model(
         task=task,
         reasoner=reasoner(config.reasoner_config, task.spec, dtype),
         gradient=gradient(config.gradient_config),
         halting=halting(config.halting_config),
     )
+
+
+def _refuse_idle_evict(task: Task[Any], training: TrainingConfig) -> None:
+    if training.evict and not task.spec.hints:
+        raise ConfigError(f"evict needs hints, by which to tell a wrong state, and {task.name} gives none here")
 
 
 def recorded_config(file: Path) -> RunConfig:
@@ -204,6 +210,7 @@ def resume_run(
     for name in ("start_from", "optimizer", "dtype", "seed", "batch_size", "starts", "threads"):
         if getattr(training, name) != getattr(before, name):
             raise ConfigError(f"{name} is fixed when a run starts, here {getattr(before, name)}; start another run")
+    _refuse_idle_evict(model.task, training)
     with StopSignals() as signals:
         return _Run(model, training, folder, tracker).train(signals, time_limit)
 
@@ -217,8 +224,6 @@ class _Run:
         self.folder = folder
         self.tracker = tracker
         self.progress = Progress()
-        if training.evict and not model.task.spec.hints:
-            raise ConfigError(f"evict needs hints, by which to tell a wrong state; {model.task.name} gives none here")
         # The user's own rules are imported before there is a folder, not at the first evaluation.
         _ = model.task.foreign_rules
         if training.start_from and not has_state(folder / STATE):

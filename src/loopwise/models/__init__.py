@@ -20,9 +20,11 @@ def find(name: str) -> Path | str:
 
     Raises CheckpointError for one that is nearly that of a shipped model.
     """
+    if Path(name).exists():
+        return name
     models = shipped()
-    if Path(name).exists() or name in models:
-        return name if Path(name).exists() else models[name]
+    if name in models:
+        return models[name]
     meant = "" if "/" in name else suggest(name, models)
     if meant:
         raise CheckpointError(f"there is no checkpoint folder {name}{meant}; `loopwise models` lists what is shipped")

@@ -177,6 +177,7 @@ class Sudoku(Task[SudokuConfig]):
         else:
             kind = type(value).__name__
             raise PuzzleError(f"a sudoku is a string, a list of numbers or a list of rows, not a value of type {kind}")
+        self._refuse_length(len(digits))
         self._refuse_contradiction(digits)
         return np.array(digits, dtype=np.int32) + 1
 
@@ -235,7 +236,7 @@ class Sudoku(Task[SudokuConfig]):
         codes = symbol_codes(self.board)
         count = sum(not _is_separator(symbol) for symbol in text)
         if isqrt(count) ** 2 == count > 15:  # the cells of a board, which may be another
-            self._of_right_length([0] * count)
+            self._refuse_length(count)
         digits = []
         for at, symbol in enumerate(text, start=1):
             if _is_separator(symbol):
@@ -247,7 +248,7 @@ class Sudoku(Task[SudokuConfig]):
                     f"unknown symbol {symbol!r} at position {at}: write {known}, and one of {BLANKS} for a blank"
                 )
             digits.append(digit)
-        return self._of_right_length(digits)
+        return digits
 
     def _digits_of_list(self, value: list[Any] | tuple[Any, ...]) -> list[int]:
         n = self.board.side
@@ -263,13 +264,12 @@ class Sudoku(Task[SudokuConfig]):
                 raise PuzzleError(
                     f"cell {at} is {shown(number)}: write a number from 1 to {n}, and 0 or null for a blank"
                 )
-        return self._of_right_length([number or 0 for number in value])
+        return [number or 0 for number in value]
 
-    def _of_right_length(self, digits: list[int]) -> list[int]:
+    def _refuse_length(self, count: int) -> None:
         n, cells = self.board.side, self.board.cells
-        if len(digits) != cells:
-            raise PuzzleError(f"the puzzle has {len(digits)} cells, a {n}x{n} sudoku has {cells}; write every cell")
-        return digits
+        if count != cells:
+            raise PuzzleError(f"the puzzle has {count} cells, a {n}x{n} sudoku has {cells}; write every cell")
 
     def _refuse_contradiction(self, digits: list[int]) -> None:
         n = self.board.side
